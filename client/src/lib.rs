@@ -1,0 +1,2 @@
+//! ember-client.
+#![forbid(unsafe_code)]

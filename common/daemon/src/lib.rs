@@ -1,0 +1,2 @@
+//! ember-daemon.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! ember-kv.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! ember-net.
+#![forbid(unsafe_code)]

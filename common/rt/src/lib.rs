@@ -1,0 +1,2 @@
+//! ember-rt.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! ember-types.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! ember-wire.
+#![forbid(unsafe_code)]

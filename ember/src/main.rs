@@ -1,0 +1,4 @@
+//! ember.
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! ember-fuse-kernel.

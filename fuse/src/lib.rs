@@ -1,0 +1,2 @@
+//! ember-fuse.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! ember-meta.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! ember-meta-store.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! ember-chain.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! ember-mgmtd.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! ember-craq.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! ember-engine.
+#![forbid(unsafe_code)]

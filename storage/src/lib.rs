@@ -1,0 +1,2 @@
+//! ember-storage.
+#![forbid(unsafe_code)]

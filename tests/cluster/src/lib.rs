@@ -1,0 +1,2 @@
+//! ember-cluster-tests.
+#![forbid(unsafe_code)]

@@ -1,0 +1,4 @@
+//! ember-sim.
+#![forbid(unsafe_code)]
+
+fn main() {}
