@@ -1,2 +1,18 @@
-//! ember-kv.
+//! The transactional key-value store under mgmtd and meta: FoundationDB's semantics behind the traits
+//! [`Kv`] and [`Tx`], and the engines that implement them without a cluster.
+//!
+//! It is not a cache, and knows nothing of what is stored. Invariants: committed transactions are
+//! strictly serializable in the order of their versionstamps; what survives a crash is a prefix of that order and
+//! contains every commit that was answered as durable; damaged data are refused, never guessed.
 #![forbid(unsafe_code)]
+
+pub mod api;
+pub mod error;
+pub mod key;
+pub mod retry;
+
+pub use api::{
+    BoxFuture, Committed, Durability, KeyRange, KeyValue, Kv, RangeOptions, ReadMode, Tx, Versionstamp, Watch,
+};
+pub use error::KvError;
+pub use retry::{Attempt, RetryPolicy, WrapsKvError, run, run_attempts};
