@@ -1,0 +1,269 @@
+//! Disks: a directory of files, driven by submit and poll.
+//!
+//! [`Disk`] is what drivers implement. [`DiskQueue`] is how the engine uses it: futures over submit and poll,
+//! with a bounded number of operations in flight. Dropping such a future forgets the token; the buffer stays
+//! the driver's until the operation has ended (R17).
+
+use crate::buf::{Buf, SharedBuf};
+use crate::handle::{LocalBoxFuture, Rt};
+use crate::select::{Either, select};
+use crate::sync::{Notify, Semaphore, oneshot};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+
+/// An open file of one [`Disk`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct FileId(pub u32);
+
+/// Which work goes first when the device is busy.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Priority {
+    /// A client waits.
+    Foreground,
+    /// Bringing a replica up to date.
+    Resync,
+    /// Checking stored bytes.
+    Scrub,
+}
+
+/// What to do with a file. Offsets and lengths are in bytes; for files opened direct they are multiples of
+/// 4096, and `data` is aligned.
+#[derive(Debug)]
+pub enum OpKind {
+    /// Fill `buf.whole_mut()[..len]` from `offset`. The result is the number of bytes read: short at the end
+    /// of the file.
+    Read {
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        len: usize,
+        /// Where to.
+        buf: Buf,
+    },
+    /// Write all of `data` at `offset`. A short write is an error.
+    Write {
+        /// First byte.
+        offset: u64,
+        /// What.
+        data: SharedBuf,
+    },
+    /// Make everything written to the file so far durable (fdatasync).
+    Sync,
+    /// Reserve space and extend the file (fallocate).
+    Allocate {
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+    },
+    /// Give space back; the bytes read as zeros (fallocate PUNCH_HOLE, KEEP_SIZE).
+    Punch {
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+    },
+}
+
+/// An operation for a disk.
+#[derive(Debug)]
+pub struct Op {
+    /// Comes back with the completion. Unique among those in flight.
+    pub token: u64,
+    /// Which file.
+    pub file: FileId,
+    /// How urgent.
+    pub priority: Priority,
+    /// What.
+    pub kind: OpKind,
+}
+
+/// The end of an operation.
+#[derive(Debug)]
+pub struct Completion {
+    /// The operation's token.
+    pub token: u64,
+    /// Bytes read or written, 0 for others; or the error.
+    pub result: io::Result<usize>,
+    /// The buffer of a read.
+    pub buf: Option<Buf>,
+}
+
+/// How to open a file.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct OpenMode {
+    /// Make it if it isn't there.
+    pub create: bool,
+    /// Refuse it if it is there.
+    pub exclusive: bool,
+    /// Go past the page cache (O_DIRECT). Where the file system can't, the file is opened buffered and
+    /// [`Disk::is_direct`] says so.
+    pub direct: bool,
+}
+
+/// Space of the file system that holds a disk, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Space {
+    /// All.
+    pub total: u64,
+    /// Free for us.
+    pub available: u64,
+}
+
+/// Opens disks.
+pub trait Disks {
+    /// Opens the directory `root` as a disk; it must exist.
+    fn open(&self, root: &Path) -> io::Result<Box<dyn Disk>>;
+}
+
+/// One disk. Names are paths relative to its root, without `..`. The methods that return `io::Result` at once
+/// may block and are for start, rotation and shutdown.
+pub trait Disk {
+    /// Starts an operation. More than the device takes wait within the driver, by priority.
+    fn submit(&self, op: Op);
+    /// Collects the operations that have ended.
+    fn poll(&self, out: &mut Vec<Completion>);
+    /// Waits until [`Disk::poll`] has something to collect. One waiter at a time.
+    fn ready(&self) -> LocalBoxFuture<'_, ()>;
+
+    /// Opens a file for reading and writing.
+    fn open_file(&self, name: &str, mode: OpenMode) -> io::Result<FileId>;
+    /// Closes a file after its operations have ended.
+    fn close_file(&self, file: FileId);
+    /// Length of a file, in bytes.
+    fn file_len(&self, file: FileId) -> io::Result<u64>;
+    /// Cuts or extends a file; durable after the next `Sync`.
+    fn set_file_len(&self, file: FileId, len: u64) -> io::Result<()>;
+    /// Names of the entries of a directory (`""` is the root), sorted.
+    fn list(&self, dir: &str) -> io::Result<Vec<String>>;
+    /// Makes a directory and its parents; fine if it is there.
+    fn create_dir(&self, dir: &str) -> io::Result<()>;
+    /// Removes a file.
+    fn remove_file(&self, name: &str) -> io::Result<()>;
+    /// Renames a file or directory, replacing a file of that name.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Makes creations, renames and removals in a directory durable (fsync of the directory).
+    fn sync_dir(&self, dir: &str) -> io::Result<()>;
+    /// Reads a small file whole.
+    fn read_small(&self, name: &str) -> io::Result<Vec<u8>>;
+    /// Replaces a small file by a durable rename: after a crash it has the old or the new content.
+    fn write_small(&self, name: &str, content: &[u8]) -> io::Result<()>;
+    /// Takes the exclusive lock of a directory for as long as this disk is open; an error names the holder's
+    /// pid if it is known.
+    fn lock(&self, dir: &str) -> io::Result<()>;
+    /// Space of the file system.
+    fn space(&self) -> io::Result<Space>;
+    /// Whether files asked to be direct are.
+    fn is_direct(&self) -> bool;
+}
+
+struct Waiting {
+    answer: oneshot::Sender<Completion>,
+}
+
+struct QueueState {
+    disk: Box<dyn Disk>,
+    waiting: RefCell<BTreeMap<u64, Waiting>>,
+    next_token: Cell<u64>,
+    slots: Semaphore,
+    closing: Notify,
+}
+
+/// Ends the queue's task, and with it the disk, when the last user is gone.
+struct Owner(Rc<QueueState>);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.closing.notify_one();
+    }
+}
+
+/// A disk as futures. Cheap to clone. One task per queue collects the completions; the disk closes when the
+/// last clone is dropped.
+#[derive(Clone)]
+pub struct DiskQueue(Rc<Owner>);
+
+impl DiskQueue {
+    /// Starts the queue's task; at most `depth` operations are in flight, the rest wait in order of arrival.
+    pub fn start(rt: &Rt, disk: Box<dyn Disk>, depth: usize) -> Self {
+        let state = Rc::new(QueueState {
+            disk,
+            waiting: RefCell::default(),
+            next_token: Cell::new(1),
+            slots: Semaphore::new(depth),
+            closing: Notify::new(),
+        });
+        let owner = Rc::new(Owner(state.clone()));
+        rt.spawn("disk queue", async move {
+            let mut ended = Vec::new();
+            while let Either::Right(()) = select(state.closing.notified(), state.disk.ready()).await {
+                state.disk.poll(&mut ended);
+                for completion in ended.drain(..) {
+                    let waiting = state.waiting.borrow_mut().remove(&completion.token);
+                    if let Some(waiting) = waiting {
+                        // An asker that went away has forgotten its token: nothing to tell.
+                        let _ = waiting.answer.send(completion);
+                        state.slots.add_permits(1);
+                    }
+                }
+            }
+        });
+        Self(owner)
+    }
+
+    /// The disk, for its immediate operations.
+    pub fn disk(&self) -> &dyn Disk {
+        &*self.0.0.disk
+    }
+
+    async fn run(&self, file: FileId, priority: Priority, kind: OpKind) -> io::Result<Completion> {
+        let slot = self.0.0.slots.acquire().await.map_err(|_| io::Error::other("disk queue closed"))?;
+        slot.forget();
+        let token = self.0.0.next_token.get();
+        self.0.0.next_token.set(token + 1);
+        let (answer, ended) = oneshot::channel();
+        self.0.0.waiting.borrow_mut().insert(token, Waiting { answer });
+        self.0.0.disk.submit(Op { token, file, priority, kind });
+        ended.await.map_err(|_| io::Error::other("disk queue closed"))
+    }
+
+    /// Reads up to `len` bytes at `offset`; shorter at the end of the file.
+    pub async fn read(&self, file: FileId, priority: Priority, offset: u64, len: usize) -> io::Result<Buf> {
+        let buf = Buf::scratch(len);
+        let ended = self.run(file, priority, OpKind::Read { offset, len, buf }).await?;
+        let read = ended.result?;
+        let mut buf = ended.buf.ok_or_else(|| io::Error::other("driver kept the buffer of a read"))?;
+        buf.set_len(read);
+        Ok(buf)
+    }
+    /// Writes all of `data` at `offset`.
+    pub async fn write(
+        &self,
+        file: FileId,
+        priority: Priority,
+        offset: u64,
+        data: SharedBuf,
+    ) -> io::Result<()> {
+        let len = data.len();
+        let ended = self.run(file, priority, OpKind::Write { offset, data }).await?;
+        match ended.result? {
+            written if written == len => Ok(()),
+            written => Err(io::Error::other(format!("wrote {written} of {len} bytes"))),
+        }
+    }
+    /// Makes everything written to the file so far durable.
+    pub async fn sync(&self, file: FileId) -> io::Result<()> {
+        self.run(file, Priority::Foreground, OpKind::Sync).await?.result.map(|_| ())
+    }
+    /// Reserves space.
+    pub async fn allocate(&self, file: FileId, offset: u64, len: u64) -> io::Result<()> {
+        self.run(file, Priority::Foreground, OpKind::Allocate { offset, len }).await?.result.map(|_| ())
+    }
+    /// Gives space back.
+    pub async fn punch(&self, file: FileId, offset: u64, len: u64) -> io::Result<()> {
+        self.run(file, Priority::Scrub, OpKind::Punch { offset, len }).await?.result.map(|_| ())
+    }
+}

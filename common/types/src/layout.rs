@@ -1,0 +1,183 @@
+//! Which chain holds which bytes of a file. This arithmetic is a format: golden tests pin it for ever.
+
+use crate::id::{ChainId, ChainTableId, ChainTableVersion, ChunkId, DataId};
+use minicbor::{Decode, Encode};
+use serde::{Deserialize, Serialize};
+
+/// Smallest chunk size, 64 KiB.
+pub const CHUNK_SIZE_MIN: u32 = 64 << 10;
+/// Largest chunk size, 64 MiB.
+pub const CHUNK_SIZE_MAX: u32 = 64 << 20;
+/// Chunk size of a file whose directory names none, 1 MiB.
+pub const CHUNK_SIZE_DEFAULT: u32 = 1 << 20;
+/// Most chains that a file is striped over.
+pub const STRIPE_MAX: u32 = 4096;
+
+/// Where a file's chunks lie. A value of this type is valid; [`Layout::new`] refuses others.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Encode, Decode, Serialize, Deserialize)]
+pub struct Layout {
+    #[n(0)]
+    table: ChainTableId,
+    #[n(1)]
+    table_version: ChainTableVersion,
+    #[n(2)]
+    chunk_size: u32,
+    #[n(3)]
+    stripe: u32,
+    #[n(4)]
+    base: u32,
+    #[n(5)]
+    seed: u64,
+}
+
+impl Layout {
+    /// Builds a layout. `None` if `chunk_size` is not a power of two from 64 KiB to 64 MiB or `stripe` is not
+    /// in `1..=4096`.
+    pub fn new(
+        table: ChainTableId,
+        table_version: ChainTableVersion,
+        chunk_size: u32,
+        stripe: u32,
+        base: u32,
+        seed: u64,
+    ) -> Option<Self> {
+        let size_ok = chunk_size.is_power_of_two() && (CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX).contains(&chunk_size);
+        let layout = Self { table, table_version, chunk_size, stripe, base, seed };
+        (size_ok && (1..=STRIPE_MAX).contains(&stripe)).then_some(layout)
+    }
+    /// Whether a decoded layout obeys the limits of [`Layout::new`]; decoders of foreign bytes check it.
+    pub fn is_valid(&self) -> bool {
+        Self::new(self.table, self.table_version, self.chunk_size, self.stripe, self.base, self.seed)
+            .is_some()
+    }
+    /// The chain table.
+    pub fn table(&self) -> ChainTableId {
+        self.table
+    }
+    /// The version of the chain table.
+    pub fn table_version(&self) -> ChainTableVersion {
+        self.table_version
+    }
+    /// Bytes per chunk.
+    pub fn chunk_size(&self) -> u32 {
+        self.chunk_size
+    }
+    /// Number of chains the file is striped over (before the table's length limits it).
+    pub fn stripe(&self) -> u32 {
+        self.stripe
+    }
+    /// The file's chains in stripe order, taken from `table`'s chains. Empty only if `table` is.
+    pub fn chains(&self, table: &[ChainId]) -> Vec<ChainId> {
+        let count = (self.stripe as usize).min(table.len());
+        let mut chains: Vec<ChainId> =
+            (0..count).map(|i| table[(self.base as usize + i) % table.len()]).collect();
+        let mut random = SplitMix64(self.seed);
+        for i in (1..chains.len()).rev() {
+            let swap = (u128::from(random.next()) * (i as u128 + 1)) >> 64;
+            chains.swap(i, swap as usize);
+        }
+        chains
+    }
+    /// Splits the byte range `[offset, offset + length)` of a file into pieces of one chunk each.
+    pub fn pieces(&self, data: DataId, offset: u64, length: u64) -> impl Iterator<Item = Piece> + use<> {
+        let size = u64::from(self.chunk_size);
+        let end = offset.saturating_add(length);
+        let mut at = offset;
+        std::iter::from_fn(move || {
+            if at >= end {
+                return None;
+            }
+            let index = u32::try_from(at / size).ok()?;
+            let within = (at % size) as u32;
+            let len = (size - u64::from(within)).min(end - at) as u32;
+            let piece =
+                Piece { chunk: ChunkId::new(data, index), offset: within, length: len, file_offset: at };
+            at += u64::from(len);
+            Some(piece)
+        })
+    }
+    /// Largest file that chunk indices can name, in bytes (also below `i64::MAX`).
+    pub fn max_file_length(&self) -> u64 {
+        (u64::from(self.chunk_size) << 32).min(i64::MAX as u64)
+    }
+}
+
+/// A byte range within one chunk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Piece {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// First byte within the chunk.
+    pub offset: u32,
+    /// Number of bytes; never 0.
+    pub length: u32,
+    /// First byte within the file.
+    pub file_offset: u64,
+}
+
+/// SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014).
+#[derive(Clone, Debug)]
+pub struct SplitMix64(pub u64);
+
+impl SplitMix64 {
+    /// The next 64 bits.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+    /// A number below `bound` (0 if `bound` is 0).
+    pub fn below(&mut self, bound: u64) -> u64 {
+        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(stripe: u32, base: u32, seed: u64) -> Layout {
+        Layout::new(ChainTableId(1), ChainTableVersion(1), CHUNK_SIZE_MIN, stripe, base, seed).unwrap()
+    }
+
+    #[test]
+    fn splitmix_known_answers() {
+        let mut random = SplitMix64(1_234_567);
+        assert_eq!(random.next(), 6_457_827_717_110_365_317);
+        assert_eq!(random.next(), 3_203_168_211_198_807_973);
+    }
+
+    #[test]
+    fn golden_chains() {
+        let table: Vec<ChainId> = (100..108).map(ChainId).collect();
+        let ids = |l: Layout| l.chains(&table).iter().map(|c| c.0).collect::<Vec<_>>();
+        assert_eq!(ids(layout(1, 3, 9)), [103]);
+        assert_eq!(ids(layout(4, 6, 42)), GOLDEN_4_6_42);
+        assert_eq!(ids(layout(100, 1, 7)), GOLDEN_100_1_7);
+        assert!(layout(3, 0, 0).chains(&[]).is_empty());
+    }
+    const GOLDEN_4_6_42: [u32; 4] = [107, 101, 106, 100];
+    const GOLDEN_100_1_7: [u32; 8] = [100, 105, 107, 102, 103, 106, 101, 104];
+
+    #[test]
+    fn pieces_cover_the_range_once() {
+        let size = u64::from(CHUNK_SIZE_MIN);
+        let pieces: Vec<_> = layout(2, 0, 0).pieces(DataId(5), size - 10, size + 20).collect();
+        let got: Vec<_> = pieces.iter().map(|p| (p.chunk.index, p.offset, p.length, p.file_offset)).collect();
+        assert_eq!(got, [(0, 65526, 10, size - 10), (1, 0, 65536, size), (2, 0, 10, 2 * size)]);
+        assert_eq!(layout(2, 0, 0).pieces(DataId(5), 7, 0).count(), 0);
+    }
+
+    #[test]
+    fn bad_layouts_are_refused() {
+        let new = |chunk, stripe| Layout::new(ChainTableId(1), ChainTableVersion(1), chunk, stripe, 0, 0);
+        assert!(new(CHUNK_SIZE_MIN / 2, 1).is_none());
+        assert!(new(CHUNK_SIZE_MAX * 2, 1).is_none());
+        assert!(new(CHUNK_SIZE_MIN + 1, 1).is_none());
+        assert!(new(CHUNK_SIZE_MIN, 0).is_none());
+        assert!(new(CHUNK_SIZE_MIN, STRIPE_MAX + 1).is_none());
+    }
+}
