@@ -6,13 +6,24 @@
 //! contains every commit that was answered as durable; damaged data are refused, never guessed.
 #![forbid(unsafe_code)]
 
+mod buffer;
+mod mutation;
+mod oneshot;
+mod tx;
+mod watch;
+
 pub mod api;
 pub mod error;
+pub mod faulty;
 pub mod key;
+pub mod mem;
+pub mod resolver;
 pub mod retry;
 
 pub use api::{
     BoxFuture, Committed, Durability, KeyRange, KeyValue, Kv, RangeOptions, ReadMode, Tx, Versionstamp, Watch,
 };
 pub use error::KvError;
+pub use faulty::{CommitPlan, Faults, FaultyKv, Hold, Outcome, Release, hold};
+pub use mem::MemKv;
 pub use retry::{Attempt, RetryPolicy, WrapsKvError, run, run_attempts};
