@@ -1,4 +1,47 @@
-//! xtask.
+//! Tasks of the repository: `cargo xtask tidy|test|mutants|faults|perf`.
+//!
+//! It is not part of the product. Every task prints what it does, ends with exit code 0 only if all of it held,
+//! and runs from any folder of the checkout.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod arrows;
+mod lengths;
+mod process;
+mod suite;
+mod tidy;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Tasks of the EmberFS repository")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Checks the house rules that a program can see: arrows between crates, lengths, the docs' code map.
+    Tidy,
+    /// Runs everything that CI runs, and prints what ran and what was skipped.
+    Test {
+        /// Stop after the first step that fails.
+        #[arg(long)]
+        fail_fast: bool,
+    },
+    /// Runs the simulator with each planted bug and fails if one survives.
+    Mutants {
+        /// Seeds for each bug at most.
+        #[arg(long, default_value_t = 1000)]
+        seeds: u64,
+    },
+}
+
+fn main() -> Result<()> {
+    match Args::parse().task {
+        Task::Tidy => tidy::run(),
+        Task::Test { fail_fast } => suite::run(fail_fast),
+        Task::Mutants { seeds } => suite::mutants(seeds),
+    }
+}

@@ -1,0 +1,179 @@
+//! `cargo xtask test`: every check in one run, with a table of what ran and what was skipped.
+
+use crate::process::{cargo, output, root};
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// Tests that can't run on a machine append `name: reason` to the file that this variable names.
+const SKIPS: &str = "EMBER_SKIPS";
+/// Skips that CI accepts, one test name a line.
+const ALLOWED_SKIPS: &str = ".ci/allowed-skips";
+
+struct Step {
+    name: &'static str,
+    commands: Vec<Command>,
+}
+
+/// Everything, cheapest first. The simulator is built apart from the rest, so that its planted bugs never reach
+/// the binary `ember` by feature unification.
+fn steps() -> Vec<Step> {
+    let apart: &[&str] = &["--workspace", "--exclude", "ember-sim"];
+    let with = |first: &[&str], rest: &[&str]| cargo(&[first, apart, rest].concat());
+    vec![
+        Step { name: "format", commands: vec![cargo(&["fmt", "--all", "--check"])] },
+        Step {
+            name: "clippy",
+            commands: vec![
+                with(&["clippy"], &["--all-targets", "--quiet", "--", "-D", "warnings"]),
+                cargo(&["clippy", "-p", "ember-sim", "--all-targets", "--quiet", "--", "-D", "warnings"]),
+            ],
+        },
+        Step { name: "product", commands: vec![cargo(&["build", "--quiet", "-p", "ember"])] },
+        Step {
+            name: "tests",
+            commands: vec![
+                with(&["nextest", "run"], &["--no-fail-fast"]),
+                cargo(&["nextest", "run", "--no-fail-fast", "-p", "ember-sim"]),
+            ],
+        },
+        Step {
+            name: "simulator",
+            commands: vec![cargo(&[
+                "run",
+                "--quiet",
+                "--release",
+                "-p",
+                "ember-sim",
+                "--",
+                "--seeds",
+                "100",
+            ])],
+        },
+    ]
+}
+
+/// Runs all steps; the error counts those that failed.
+pub(crate) fn run(fail_fast: bool) -> Result<()> {
+    let skips = root().join("target/skips.txt");
+    std::fs::create_dir_all(root().join("target"))?;
+    std::fs::write(&skips, "").with_context(|| format!("writing {}", skips.display()))?;
+    let mut rows = Vec::new();
+    let mut failed = 0_usize;
+    for mut step in steps() {
+        println!("== {}", step.name);
+        let begin = now();
+        let ok = step.commands.iter_mut().all(|command| succeeds(command.env(SKIPS, &skips)));
+        rows.push((step.name, ok, begin.elapsed()));
+        failed += usize::from(!ok);
+        if !ok && fail_fast {
+            break;
+        }
+    }
+    let begin = now();
+    let same = if failed > 0 && fail_fast { Ok(()) } else { equal_hashes(20) };
+    if let Err(error) = &same {
+        println!("determinism: {error:#}");
+    }
+    rows.push(("determinism", same.is_ok(), begin.elapsed()));
+    failed += usize::from(same.is_err());
+    println!();
+    for (name, ok, took) in &rows {
+        println!("{:<12} {:<6} {:>6.1} s", name, if *ok { "ok" } else { "FAILED" }, took.as_secs_f64());
+    }
+    failed += report_skips(&skips)?;
+    if failed > 0 {
+        bail!("{failed} of {} checks failed", rows.len() + 1);
+    }
+    Ok(())
+}
+
+#[expect(clippy::disallowed_methods, reason = "a tool on the developer's machine, outside the seam")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    match command.status() {
+        Ok(status) => status.success(),
+        Err(error) => {
+            println!("{command:?}: {error}");
+            false
+        }
+    }
+}
+
+/// Prints what was skipped; in CI a skip that isn't allowed counts as a failure.
+fn report_skips(file: &Path) -> Result<usize> {
+    let text = std::fs::read_to_string(file)?;
+    let skipped: BTreeSet<&str> = text.lines().filter(|line| !line.is_empty()).collect();
+    let allowed = std::fs::read_to_string(root().join(ALLOWED_SKIPS)).unwrap_or_default();
+    let in_ci = std::env::var_os("CI").is_some();
+    println!("skipped: {}", skipped.len());
+    let mut refused = 0;
+    for line in skipped {
+        let name = line.split(':').next().unwrap_or(line);
+        let accepted = allowed.lines().any(|row| row.trim() == name);
+        refused += usize::from(in_ci && !accepted);
+        println!("  {line}{}", if in_ci && !accepted { "  (not on the allow-list)" } else { "" });
+    }
+    Ok(refused)
+}
+
+fn simulator(args: &[&str]) -> Command {
+    cargo(&[&["run", "--quiet", "--release", "-p", "ember-sim", "--"], args].concat())
+}
+
+/// Runs some seeds in two processes each and compares their trace hashes.
+fn equal_hashes(seeds: u64) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    for seed in 1..=seeds {
+        let seed = seed.to_string();
+        let hash = || -> Result<String> {
+            let text = output(simulator(&["--seed", &seed]))?;
+            Ok(text.lines().last().unwrap_or_default().to_owned())
+        };
+        let (first, second) = (hash()?, hash()?);
+        if first != second || first.is_empty() {
+            bail!("seed {seed}: trace hash {first:?} in one process, {second:?} in another");
+        }
+        if !seen.insert(first.clone()) {
+            bail!("seed {seed}: trace hash {first} is that of another seed");
+        }
+    }
+    Ok(())
+}
+
+/// Runs the simulator with each planted bug; one that no seed finds is a failure.
+pub(crate) fn mutants(seeds: u64) -> Result<()> {
+    let names = output(simulator(&["--list-mutants"]))?;
+    let limit = seeds.to_string();
+    let mut survivors = Vec::new();
+    for name in names.lines().filter(|line| !line.is_empty()) {
+        let begin = now();
+        let done =
+            simulator(&["--mutate", name, "--seeds", &limit]).output().context("starting the simulator")?;
+        let text = String::from_utf8_lossy(&done.stdout);
+        let found = done.status.code() == Some(1);
+        let what =
+            text.lines().rev().find(|line| line.contains("seed")).unwrap_or("no seed finds it").to_owned();
+        println!(
+            "{name:<40} {:<9} {:>6.1} s  {what}",
+            if found { "found" } else { "SURVIVES" },
+            secs(begin.elapsed())
+        );
+        if !found {
+            survivors.push(name.to_owned());
+        }
+    }
+    if !survivors.is_empty() {
+        bail!("planted bugs that survive: {}", survivors.join(", "));
+    }
+    Ok(())
+}
+
+fn secs(time: Duration) -> f64 {
+    time.as_secs_f64()
+}
