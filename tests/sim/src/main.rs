@@ -1,4 +1,4 @@
-//! ember-sim.
+//! The command line of the simulator.
 #![forbid(unsafe_code)]
 
 fn main() {}

@@ -1,0 +1,19 @@
+//! The simulator: a whole cluster, the code of the real daemons and clients, in one thread on virtual time.
+//!
+//! It implements the seam `ember_rt` (clock, tasks, network, disks, randomness) from one seed and plants faults
+//! in it; it is no model of the daemons. Invariants: two runs of one seed do exactly the same, which the trace
+//! hash proves; nothing here reads a clock, an environment variable or a random source of the machine.
+#![forbid(unsafe_code)]
+
+pub mod disk;
+pub mod net;
+pub mod process;
+pub mod trace;
+
+mod task;
+mod world;
+
+pub use disk::{DiskConfig, SimFs};
+pub use net::NetConfig;
+pub use process::{CLOCK_DRIFT_PPM_MAX, Crash, ProcessId};
+pub use world::World;
