@@ -16,6 +16,7 @@ pub mod api;
 pub mod error;
 pub mod faulty;
 pub mod key;
+pub mod local;
 pub mod mem;
 pub mod resolver;
 pub mod retry;
@@ -25,5 +26,6 @@ pub use api::{
 };
 pub use error::KvError;
 pub use faulty::{CommitPlan, Faults, FaultyKv, Hold, Outcome, Release, hold};
+pub use local::{ExportSummary, LocalKv, LocalOptions, LocalStats, verify_export};
 pub use mem::MemKv;
 pub use retry::{Attempt, RetryPolicy, WrapsKvError, run, run_attempts};

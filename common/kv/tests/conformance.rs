@@ -1,4 +1,5 @@
 //! One suite over every engine: the semantics of FoundationDB's transactions.
+#![allow(clippy::disallowed_methods)] // Waiting for real time to pass.
 
 mod support;
 
@@ -7,9 +8,11 @@ use std::time::Duration;
 
 use ember_kv::faulty::{CommitPlan, Faults, FaultyKv, Outcome};
 use ember_kv::{
-    Attempt, Durability, KeyRange, Kv, KvError, MemKv, RangeOptions, ReadMode, RetryPolicy, Tx, run_attempts,
+    Attempt, Durability, KeyRange, Kv, KvError, LocalKv, LocalOptions, MemKv, RangeOptions, ReadMode,
+    RetryPolicy, Tx, run_attempts,
 };
-use support::{block_on, commit, get, peek, poll_once, put};
+use ember_types::ClusterId;
+use support::{TempDir, block_on, commit, get, peek, poll_once, put};
 
 /// An empty store, and what makes its read versions too old.
 struct Env {
@@ -23,9 +26,22 @@ fn mem() -> Env {
     Env { kv: Arc::new(kv), age: Box::new(move || aged.advance(2000)) }
 }
 
+/// Runs a test on a fresh store in a directory of its own. Only the test of old age has a short one.
+fn local(name: &str, test: fn(&Env)) {
+    let dir = TempDir::new();
+    let mut options = LocalOptions::new(ClusterId::from_u128(1));
+    if name == "too_old" {
+        options.tx_age = Duration::from_millis(300);
+    }
+    let kv = LocalKv::open(dir.path(), options).unwrap();
+    test(&Env { kv: Arc::new(kv.clone()), age: Box::new(|| std::thread::sleep(Duration::from_millis(600))) });
+    kv.close().unwrap();
+}
+
 macro_rules! conformance {
     ($($name:ident),* $(,)?) => {
         mod on_mem { $(#[test] fn $name() { super::$name(&super::mem()); })* }
+        mod on_local { $(#[test] fn $name() { super::local(stringify!($name), super::$name); })* }
     };
 }
 

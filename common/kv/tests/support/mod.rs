@@ -1,5 +1,5 @@
 //! What the tests share: a small executor, directories that go away, both engines.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
