@@ -4,7 +4,8 @@ use std::path::Path;
 
 const FILE_LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 70;
-const LINE_CHARS_MAX: usize = 110;
+/// rustfmt wraps code at 110; comments and strings have some room more.
+const LINE_CHARS_MAX: usize = 120;
 
 /// Complaints about one source file.
 pub(crate) fn check(path: &Path, text: &str) -> Vec<String> {
@@ -43,6 +44,10 @@ fn function_length(lines: &[&str]) -> Option<usize> {
     if !prefix {
         return None;
     }
+    let opens = lines.iter().find(|line| line.ends_with(['{', ';', '}']))?;
+    if opens.ends_with([';', '}']) {
+        return None;
+    }
     let closing = format!("{}}}", " ".repeat(indent));
     lines.iter().position(|line| *line == closing).map(|end| end + 1)
 }
@@ -63,7 +68,7 @@ mod tests {
 
     #[test]
     fn a_long_file_and_a_long_line_are_named() {
-        let long = format!("{}\n{}", "x".repeat(111), "\n".repeat(600));
+        let long = format!("{}\n{}", "x".repeat(121), "\n".repeat(600));
         assert_eq!(check(Path::new("a.rs"), &long).len(), 2);
     }
 }
