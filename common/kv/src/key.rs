@@ -1,7 +1,7 @@
 //! Keys whose byte order is the order of what they encode.
 //!
-//! A key is a sequence of fields: integers big-endian, byte strings escaped (0x00 becomes 0x00 0xff) and
-//! ended by 0x00, so that a string sorts before its own extensions and fields never run into each other.
+//! A key is a sequence of fields: integers big-endian, byte strings escaped (0x00 becomes 0x00 0xff) and ended
+//! by 0x00 0x00, so that a string sorts before its own extensions and fields never run into each other.
 
 /// The smallest key greater than `key`.
 pub fn successor(key: &[u8]) -> Vec<u8> {
@@ -83,7 +83,7 @@ impl KeyWriter {
                 self.0.push(0xff);
             }
         }
-        self.0.push(0);
+        self.0.extend([0, 0]);
         self
     }
 
@@ -165,12 +165,10 @@ impl<'a> KeyReader<'a> {
                 out.push(*byte);
                 continue;
             }
-            match self.0.first() {
-                Some(0xff) => {
-                    out.push(0);
-                    self.0 = &self.0[1..];
-                }
-                _ => return Some(out),
+            match self.u8()? {
+                0xff => out.push(0),
+                0 => return Some(out),
+                _ => return None,
             }
         }
     }
@@ -183,5 +181,48 @@ impl<'a> KeyReader<'a> {
     /// Some if nothing is left.
     pub fn end(self) -> Option<()> {
         self.0.is_empty().then_some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn encode(number: i64, name: &[u8], last: u16) -> Vec<u8> {
+        KeyWriter::table(b'd').i64(number).bytes(name).u16(last).finish()
+    }
+
+    #[test]
+    fn ranges_of_prefixes() {
+        assert_eq!(prefix_end(b"ab"), b"ac");
+        assert_eq!(prefix_end(b"a\xff\xff"), b"b");
+        assert_eq!(prefix_end(b""), b"\xff");
+        assert_eq!(prefix_end(b"\xff\xff"), b"\xff");
+        let range = KeyWriter::table(1).u64(u64::MAX).range();
+        assert!(range.contains(&KeyWriter::table(1).u64(u64::MAX).bytes(b"x").finish()));
+        assert!(!range.contains(&KeyWriter::table(2).u64(0).finish()));
+    }
+
+    #[test]
+    fn other_forms_are_refused() {
+        assert_eq!(KeyReader::new(b"\x01").table(2), None);
+        assert_eq!(KeyReader::new(b"\x01\x02").u32(), None);
+        assert_eq!(KeyReader::new(b"abc").bytes(), None);
+        assert_eq!(KeyReader::new(b"a").end(), None);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn order_and_round_trip(a in any::<(i64, Vec<u8>, u16)>(), b in any::<(i64, Vec<u8>, u16)>(), same in any::<bool>()) {
+            let b = if same { (a.0, b.1, b.2) } else { b };
+            let (x, y) = (encode(a.0, &a.1, a.2), encode(b.0, &b.1, b.2));
+            prop_assert_eq!(x.cmp(&y), a.cmp(&b));
+            let mut reader = KeyReader::new(&x);
+            prop_assert_eq!(reader.table(b'd'), Some(()));
+            prop_assert_eq!((reader.i64(), reader.bytes(), reader.u16()), (Some(a.0), Some(a.1), Some(a.2)));
+            prop_assert_eq!(reader.end(), Some(()));
+        }
     }
 }

@@ -194,6 +194,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
         #[test]
         fn agrees_with_the_brute_force_model(steps in prop::collection::vec(step(), 1..120), sweep in any::<bool>()) {
             let mut resolver = Resolver::new(0);

@@ -35,6 +35,9 @@ fn filled(path: &Path) {
         for i in 0..100 {
             put_ordered(&kv, &format!("k{part}{i:02}"), &"v".repeat(100));
         }
+        if part < 2 {
+            kv.compact().unwrap();
+        }
         kv.close().unwrap();
     }
 }
@@ -260,11 +263,13 @@ fn a_flipped_byte_anywhere_is_refused_or_harmless() {
     for file in files_below(dir.path()) {
         let relative = file.strip_prefix(dir.path()).unwrap();
         let len = std::fs::metadata(&file).unwrap().len() as usize;
-        for i in 0..12 {
+        let is_table = relative.parent().is_some_and(|p| p.ends_with("tables"));
+        let places = if is_table { 40 } else { 12 };
+        for i in 0..places {
             copy_dir(dir.path(), copy.path());
             let target = copy.path().join(relative);
             let mut bytes = std::fs::read(&target).unwrap();
-            let Some(at) = (len * i).checked_div(12).filter(|at| *at < len) else { continue };
+            let Some(at) = (len * i).checked_div(places).filter(|at| *at < len) else { continue };
             bytes[at] ^= 1 << (i % 8);
             std::fs::write(&target, &bytes).unwrap();
             let what = format!("{} at {at} of {len}", relative.display());
@@ -272,7 +277,7 @@ fn a_flipped_byte_anywhere_is_refused_or_harmless() {
             std::fs::remove_dir_all(copy.path()).unwrap();
         }
     }
-    assert!(refused > 20, "only {refused} refused");
+    assert!(refused > 100, "only {refused} refused");
 }
 
 #[test]
@@ -298,6 +303,32 @@ fn damage_in_the_journal_is_named_with_its_offset() {
         }
     }
     assert_eq!(std::fs::read(&journal).unwrap(), bytes, "a refused store is left as it is");
+}
+
+#[test]
+fn damage_in_a_table_is_named_with_its_offset() {
+    let dir = TempDir::new();
+    let kv = open(dir.path());
+    let mut tx = kv.begin();
+    for i in 0..2000 {
+        tx.set(format!("k{i:04}").as_bytes(), &[7; 20]);
+    }
+    commit(tx).unwrap();
+    kv.compact().unwrap();
+    kv.close().unwrap();
+    let tables = files_below(&dir.path().join("db/keyspaces/1/tables"));
+    let len = std::fs::metadata(&tables[0]).unwrap().len();
+    let mut bytes = std::fs::read(&tables[0]).unwrap();
+    let at = len / 3;
+    bytes[at as usize] ^= 1;
+    std::fs::write(&tables[0], &bytes).unwrap();
+    match LocalKv::open(dir.path(), options()).map(|_| ()).unwrap_err() {
+        KvError::Corrupt { file, offset: Some(offset), .. } => {
+            assert_eq!(file, tables[0]);
+            assert!(offset <= at && at - offset < 8192, "{offset} for {at}");
+        }
+        other => panic!("{other}"),
+    }
 }
 
 #[test]
@@ -380,8 +411,11 @@ fn damaged_exports_are_refused_with_the_offset() {
         Err(KvError::WrongStore { path, .. }) => path == name,
         _ => false,
     };
-    for at in (0..bytes.len()).step_by(3) {
-        assert!(refused(&bytes[..at]), "cut at {at}");
+    for at in 0..bytes.len() {
+        if at % 97 == 0 {
+            assert!(refused(&bytes[..at]), "cut at {at}");
+        }
+        assert!(verify_export(&mut Cursor::new(&bytes[..at]), name).is_err(), "cut at {at}");
         let mut flipped = bytes.clone();
         flipped[at] ^= 1 << (at % 8);
         let verdict = verify_export(&mut Cursor::new(&flipped), name);

@@ -157,6 +157,11 @@ impl LocalKv {
         self.0.close()
     }
 
+    /// Moves what is only in the journal into tables, so that the next start has less to replay. Blocks.
+    pub fn compact(&self) -> Result<(), KvError> {
+        self.0.shared.store()?.compact()
+    }
+
     /// Counters since it was opened.
     pub fn stats(&self) -> LocalStats {
         *lock(&self.0.shared.stats)

@@ -133,6 +133,11 @@ impl Store {
         guarded(&self.db_dir(), || self.db.persist(PersistMode::SyncAll))
     }
 
+    /// Moves what is only in memory and the journal into tables.
+    pub(super) fn compact(&self) -> Result<(), KvError> {
+        guarded(&self.db_dir(), || self.data.rotate_memtable_and_wait())
+    }
+
     pub(super) fn get(&self, snapshot: &Snapshot, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
         let found = guarded(&self.db_dir(), || snapshot.get(&self.data, stored(key)))?;
         Ok(found.map(|value| value.to_vec()))
