@@ -5,6 +5,7 @@
 //! hash proves; nothing here reads a clock, an environment variable or a random source of the machine.
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod disk;
 pub mod net;
 pub mod process;
