@@ -36,7 +36,7 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("io-uring", &["ember-rt-uring"]),
     ("fjall", &["ember-kv"]),
     ("axum", &["ember-daemon"]),
-    ("anyhow", &["ember", "xtask", "ember-sim", "ember-cluster-tests", "ember-daemon"]),
+    ("anyhow", &["ember", "xtask", "ember-sim", "ember-cluster-tests"]),
 ];
 
 #[derive(Deserialize)]

@@ -9,6 +9,7 @@ pub mod capability;
 pub mod chain;
 pub mod checksum;
 pub mod collections;
+pub mod config;
 pub mod file;
 pub mod id;
 pub mod layout;
