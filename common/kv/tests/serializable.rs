@@ -55,9 +55,11 @@ fn span(begin: u8, len: u8) -> KeyRange {
 /// What a read returned; `None` if it was refused as unreadable.
 type Seen = Option<Vec<(Vec<u8>, Vec<u8>)>>;
 
+type Done = Vec<(Op, Seen)>;
+
 struct Open {
     tx: Box<dyn Tx>,
-    done: Vec<(Op, Seen)>,
+    done: Done,
 }
 
 fn perform(tx: &mut dyn Tx, op: &Op) -> Seen {
@@ -123,7 +125,7 @@ fn replay(map: &mut Map, done: &[(Op, Seen)], committed: &Committed) {
 
 fn check(kv: &dyn Kv, steps: Vec<Step>) {
     let mut clients: Vec<Option<Open>> = (0..4).map(|_| None).collect();
-    let mut history: Vec<(Committed, bool, Vec<(Op, Seen)>)> = Vec::new();
+    let mut history: Vec<(Committed, bool, Done)> = Vec::new();
     let commits = (0..4).map(|client| (client, None));
     for (client, op) in steps.into_iter().chain(commits) {
         let slot = &mut clients[client];

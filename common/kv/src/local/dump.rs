@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ember_types::ClusterId;
 
 use super::files::{exists, io, sync_dir};
-use super::store::{Opened, Store};
+use super::store::{Each, Opened, Store};
 use super::{LocalKv, LocalOptions};
 use crate::api::{Durability, MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use crate::error::KvError;
@@ -255,7 +255,7 @@ impl<'a> Source<'a> {
     }
 
     /// Calls `each` for every pair and checks that the export ends as it should.
-    fn pairs(&mut self, each: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), KvError>) -> Result<(), KvError> {
+    fn pairs(&mut self, each: &mut Each<'_>) -> Result<(), KvError> {
         let mut record = Vec::new();
         let mut last: Option<Vec<u8>> = None;
         loop {

@@ -28,6 +28,9 @@ pub(super) struct Store {
     _lock: File,
 }
 
+/// Called with key and value.
+pub(super) type Each<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), KvError> + 'a;
+
 /// What opening found.
 pub(super) struct Opened {
     pub(super) store: Store,
@@ -178,11 +181,7 @@ impl Store {
     }
 
     /// Calls `each` for every pair, in key order.
-    pub(super) fn for_each(
-        &self,
-        snapshot: &Snapshot,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), KvError>,
-    ) -> Result<(), KvError> {
+    pub(super) fn for_each(&self, snapshot: &Snapshot, each: &mut Each<'_>) -> Result<(), KvError> {
         let dir = self.db_dir();
         let mut iter = guarded(&dir, || Ok(snapshot.range(&self.data, [USER]..[USER + 1])))?;
         while let Some(pair) = guarded(&dir, || iter.next().map(fjall::Guard::into_inner).transpose())? {
