@@ -322,6 +322,10 @@ pub enum Operation {
         /// The opens whose capabilities go on.
         #[n(0)]
         opens: Vec<(InodeId, SessionId)>,
+        /// Those of them that are for writing: if the server has forgotten one (the client was away for longer
+        /// than a capability lasts), it is recorded anew.
+        #[n(1)]
+        writers: Vec<SessionId>,
     },
     /// Checks access as access(2) does. Answer: `Entry`.
     #[n(18)]
@@ -332,6 +336,17 @@ pub enum Operation {
         /// 4 read, 2 write, 1 execute.
         #[n(1)]
         mask: u32,
+    },
+    /// Settles the length of a file that stays open, as close(2) promises it to those who open the file next.
+    /// Unlike `Sync` it waits for no flush. Answer: `Entry`.
+    #[n(19)]
+    Settle {
+        /// The inode.
+        #[n(0)]
+        inode: InodeId,
+        /// What was written.
+        #[n(1)]
+        written: Option<Written>,
     },
 }
 
