@@ -1,8 +1,8 @@
 //! Threads that may block, shared by all reactors of the process.
 //!
-//! The pool starts a thread when work waits and none is idle, up to [`Limits::threads_max`]; idle threads above
-//! [`Limits::threads_min`] end after ten seconds. Work beyond [`Limits::queue_max`] is refused: whoever waits
-//! for it is told at once.
+//! The pool starts a thread when work waits and none is idle, up to [`Limits::threads_max`]; idle threads
+//! above [`Limits::threads_min`] end after ten seconds. Work beyond [`Limits::queue_max`] is refused: whoever
+//! waits for it is told at once.
 
 use crate::reactor::run_task;
 use ember_rt::SendTask;

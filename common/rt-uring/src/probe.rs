@@ -18,11 +18,13 @@ pub fn probe() -> Result<(), String> {
 fn explain(errno: i32, text: &str, disabled: &str) -> String {
     match errno {
         libc::EPERM if matches!(disabled, "1" | "2") => format!(
-            "io_uring is switched off (kernel.io_uring_disabled = {disabled}): run `sysctl -w kernel.io_uring_disabled=0`"
+            "io_uring is switched off (kernel.io_uring_disabled = {disabled}): run \
+             `sysctl -w kernel.io_uring_disabled=0`"
         ),
         libc::EPERM | libc::ENOSYS => format!(
-            "io_uring is forbidden here ({text}), probably by a container's seccomp profile: allow io_uring_setup, \
-             io_uring_enter and io_uring_register in it (docker: --security-opt seccomp=unconfined)"
+            "io_uring is forbidden here ({text}), probably by a container's seccomp profile: allow \
+             io_uring_setup, io_uring_enter and io_uring_register in it \
+             (docker: --security-opt seccomp=unconfined)"
         ),
         libc::EINVAL => format!("io_uring of this kernel is too old ({text}): Linux 6.1 or later is needed"),
         libc::ENOMEM => {

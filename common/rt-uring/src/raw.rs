@@ -1,8 +1,9 @@
 //! The one place where buffers of the seam are lent to tokio-uring.
 //!
-//! Why `unsafe`: tokio-uring asks a buffer type to promise that its bytes stay where they are while the kernel
-//! works on them. [`Buf`] and [`SharedBuf`] own heap memory that moves with no move of the owner; the wrappers
-//! here own them, so the bytes live until tokio-uring gives the wrapper back, also if the future is dropped.
+//! Why `unsafe`: tokio-uring asks a buffer type to promise that its bytes stay where they are while the
+//! kernel works on them. [`Buf`] and [`SharedBuf`] own heap memory that stays when the owner moves; the
+//! wrappers here own them, so the bytes live until tokio-uring gives the wrapper back, also if the future is
+//! dropped.
 
 use ember_rt::{Buf, SharedBuf};
 use std::ops::Range;
@@ -27,8 +28,8 @@ impl Window {
     }
 }
 
-// SAFETY: the pointer is into heap memory owned by `buf`, which is not touched while `self` is lent; the range
-// was checked against the capacity, and all bytes of a `Buf` are initialised.
+// SAFETY: the pointer is into heap memory owned by `buf`, which is not touched while `self` is lent; the
+// range was checked against the capacity, and all bytes of a `Buf` are initialised.
 unsafe impl IoBuf for Window {
     fn stable_ptr(&self) -> *const u8 {
         self.buf.whole()[self.range.clone()].as_ptr()
@@ -41,7 +42,7 @@ unsafe impl IoBuf for Window {
     }
 }
 
-// SAFETY: as above; the memory is owned exclusively. `bytes_init` stays 0, so tokio-uring offers the whole range.
+// SAFETY: as above; the memory is owned exclusively. `bytes_init` stays 0, so the whole range is offered.
 unsafe impl IoBufMut for Window {
     fn stable_mut_ptr(&mut self) -> *mut u8 {
         let range = self.range.clone();
@@ -53,7 +54,7 @@ unsafe impl IoBufMut for Window {
 /// A run of bytes, to be sent.
 pub(crate) struct Part(pub(crate) SharedBuf);
 
-// SAFETY: the bytes are heap memory behind an `Arc` that `self` holds, and nobody can change them while shared.
+// SAFETY: the bytes are heap memory behind an `Arc` that `self` holds; nobody can change them while shared.
 unsafe impl IoBuf for Part {
     fn stable_ptr(&self) -> *const u8 {
         self.0.as_ptr()

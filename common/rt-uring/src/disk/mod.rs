@@ -1,8 +1,8 @@
 //! Disks: a directory each, driven by a ring of its own.
 //!
-//! [`submit`](Disk::submit) only queues. The ring is fed when the task that waits in [`ready`](Disk::ready) runs
-//! next, which is after every task that could run has run: all operations of one turn go to the kernel in one
-//! system call. A completion wakes that task through the ring's descriptor.
+//! [`submit`](Disk::submit) only queues. The ring is fed when the task that waits in [`ready`](Disk::ready)
+//! runs next, which is after every task that could run has run: all operations of one turn go to the kernel
+//! in one system call. A completion wakes that task through the ring's descriptor.
 
 mod files;
 mod ring;
@@ -49,8 +49,8 @@ struct Device {
 }
 
 impl Device {
-    /// Collects what has ended and starts what may start, until the kernel has everything. `false` if it takes
-    /// no more at the moment.
+    /// Collects what has ended and starts what may start, until the kernel has everything. `false` if it
+    /// takes no more at the moment.
     fn turn(&mut self) -> bool {
         loop {
             let (queues, finished) = (&mut self.queues, &mut self.finished);

@@ -1,8 +1,8 @@
 //! The io_uring of one disk and the table of operations in flight.
 //!
 //! Why `unsafe`: the kernel works on memory by address. The table owns each operation's buffer and file from
-//! the push of its entry to its completion; nothing else can reach them in between, and the ring isn't dropped
-//! before the table is empty (or else the table is leaked, [`Ring::drain`]).
+//! the push of its entry to its completion; nothing else can reach them in between, and the ring isn't
+//! dropped before the table is empty (or else the table is leaked, [`Ring::drain`]).
 
 use ember_rt::disk::{Completion, Op, OpKind, Priority};
 use io_uring::{IoUring, opcode, types};
@@ -167,8 +167,8 @@ impl Ring {
     fn start(&mut self, slot: usize) {
         let flight = self.table[slot].as_mut().expect("an occupied slot");
         let entry = flight.entry().user_data(slot as u64);
-        // SAFETY: the addresses in the entry are of memory owned by the flight, which stays in the table until
-        // the completion with this slot's number has come.
+        // SAFETY: the addresses in the entry are of memory owned by the flight, which stays in the table
+        // until the completion with this slot's number has come.
         let pushed = unsafe { self.uring.submission().push(&entry) };
         pushed.expect("the submission queue is as long as the table");
         self.unsubmitted += 1;

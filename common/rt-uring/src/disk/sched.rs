@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 
 /// Waiting operations by priority, with a bound on those in flight.
 ///
-/// Foreground goes first. Resync and scrub may fill half and a quarter of the depth, so that a burst of theirs
-/// leaves room for the next client; and each has one operation in flight whenever it has work, so that none
+/// Foreground goes first. Resync and scrub may fill half and a quarter of the depth, so that their bursts
+/// leave room for the next client; and each has one operation in flight whenever it has work, so that none
 /// waits for ever.
 pub(super) struct Queues<T> {
     waiting: [VecDeque<T>; 3],
