@@ -31,10 +31,10 @@ fn local(name: &str, test: fn(&Env)) {
     let dir = TempDir::new();
     let mut options = LocalOptions::new(ClusterId::from_u128(1));
     if name == "too_old" {
-        options.tx_age = Duration::from_millis(300);
+        options.tx_age = Duration::from_millis(500);
     }
     let kv = LocalKv::open(dir.path(), options).unwrap();
-    test(&Env { kv: Arc::new(kv.clone()), age: Box::new(|| std::thread::sleep(Duration::from_millis(600))) });
+    test(&Env { kv: Arc::new(kv.clone()), age: Box::new(|| std::thread::sleep(Duration::from_millis(900))) });
     kv.close().unwrap();
 }
 

@@ -175,3 +175,36 @@ fn decode_mark(bytes: &[u8; MARK_BYTES]) -> Option<u64> {
     let version = content.last_chunk::<8>().map(|v| u64::from_le_bytes(*v))?;
     whole.then_some(version)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_torn_mark_falls_back_to_the_one_before() {
+        let dir = std::env::temp_dir().join(format!("ember-kv-mark-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let mut mark = Mark::open(&dir, true).unwrap();
+        for version in [5, 6, 7] {
+            mark.raise(version).unwrap();
+        }
+        mark.raise(3).unwrap();
+        assert_eq!(Mark::open(&dir, false).unwrap().version(), 7);
+        let whole = std::fs::read(dir.join("mark")).unwrap();
+        let mut versions: Vec<_> = MARK_PLACES
+            .iter()
+            .map(|place| {
+                let mut torn = whole.clone();
+                torn[*place as usize + 9] ^= 0x10;
+                std::fs::write(dir.join("mark"), &torn).unwrap();
+                Mark::open(&dir, false).unwrap().version()
+            })
+            .collect();
+        versions.sort();
+        assert_eq!(versions, [6, 7]);
+        std::fs::write(dir.join("mark"), b"").unwrap();
+        assert!(matches!(Mark::open(&dir, false), Err(KvError::Corrupt { .. })));
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert!(matches!(Mark::open(&dir, false), Err(KvError::Corrupt { .. })));
+    }
+}

@@ -1,5 +1,5 @@
 //! What the tests share: a small executor, directories that go away, both engines.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::disallowed_methods)]
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ember_kv::{Committed, Kv, KvError, ReadMode, Tx};
 
@@ -25,11 +25,13 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     let mut cx = Context::from_waker(&waker);
-    for _ in 0..2000 {
+    let started = Instant::now();
+    // Polled again only when it wakes this thread: a lost wake-up shows.
+    while started.elapsed() < Duration::from_secs(20) {
         if let Poll::Ready(value) = future.as_mut().poll(&mut cx) {
             return value;
         }
-        std::thread::park_timeout(Duration::from_millis(10));
+        std::thread::park_timeout(Duration::from_secs(20));
     }
     panic!("the future did not complete");
 }
