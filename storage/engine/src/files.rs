@@ -1,0 +1,146 @@
+//! The files of one target, with errors that name them.
+
+use crate::error::{EngineError, Result};
+use ember_rt::disk::{DiskQueue, FileId, OpenMode, Priority, Space};
+use ember_rt::{Buf, SharedBuf};
+use std::io;
+
+/// An open file and its name.
+#[derive(Clone, Debug)]
+pub(crate) struct File {
+    pub(crate) id: FileId,
+    /// Relative to the disk's root.
+    pub(crate) path: String,
+}
+
+/// A target's directory on a disk.
+#[derive(Clone)]
+pub(crate) struct Files {
+    queue: DiskQueue,
+    dir: String,
+}
+
+fn io_error(file: String, operation: &'static str) -> impl FnOnce(io::Error) -> EngineError {
+    move |source| EngineError::Io { file, operation, source }
+}
+
+/// Whether an error means that the file system is full.
+pub(crate) fn is_full(error: &EngineError) -> bool {
+    matches!(error, EngineError::Io { source, .. }
+        if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+}
+
+impl Files {
+    pub(crate) fn new(queue: &DiskQueue, dir: &str) -> Self {
+        Self { queue: queue.clone(), dir: dir.trim_end_matches('/').to_owned() }
+    }
+    pub(crate) fn dir(&self) -> &str {
+        &self.dir
+    }
+    pub(crate) fn path(&self, name: &str) -> String {
+        if self.dir.is_empty() { name.to_owned() } else { format!("{}/{name}", self.dir) }
+    }
+
+    pub(crate) fn create_dir(&self) -> Result<()> {
+        let disk = self.queue.disk();
+        disk.create_dir(&self.dir).map_err(io_error(self.dir.clone(), "create directory"))?;
+        let parent = self.dir.rsplit_once('/').map_or("", |(parent, _)| parent);
+        disk.sync_dir(parent).map_err(io_error(parent.to_owned(), "sync directory"))
+    }
+    pub(crate) fn lock(&self) -> Result<()> {
+        self.queue.disk().lock(&self.dir).map_err(|source| EngineError::Refused {
+            file: self.dir.clone(),
+            offset: 0,
+            what: format!("cannot take the lock of the target: {source}"),
+            remedy: "stop the other process that serves it",
+        })
+    }
+    pub(crate) fn list(&self) -> Result<Vec<String>> {
+        self.queue.disk().list(&self.dir).map_err(io_error(self.dir.clone(), "list"))
+    }
+    pub(crate) fn remove(&self, name: &str) -> Result<()> {
+        let path = self.path(name);
+        self.queue.disk().remove_file(&path).map_err(io_error(path, "remove"))
+    }
+    pub(crate) fn remove_if_there(&self, name: &str) -> Result<()> {
+        match self.remove(name) {
+            Err(EngineError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+    pub(crate) fn rename(&self, from: &str, to: &str) -> Result<()> {
+        let (from, to) = (self.path(from), self.path(to));
+        self.queue.disk().rename(&from, &to).map_err(io_error(from, "rename"))
+    }
+    pub(crate) fn sync_dir(&self) -> Result<()> {
+        self.queue.disk().sync_dir(&self.dir).map_err(io_error(self.dir.clone(), "sync directory"))
+    }
+    pub(crate) fn read_small(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let path = self.path(name);
+        match self.queue.disk().read_small(&path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(EngineError::Io { file: path, operation: "read", source }),
+        }
+    }
+    pub(crate) fn write_small(&self, name: &str, content: &[u8]) -> Result<()> {
+        let path = self.path(name);
+        self.queue.disk().write_small(&path, content).map_err(io_error(path, "write"))
+    }
+    pub(crate) fn space(&self) -> Result<Space> {
+        self.queue.disk().space().map_err(io_error(self.dir.clone(), "ask the free space of"))
+    }
+
+    /// Opens a file that is there; `None` if it isn't.
+    pub(crate) fn open(&self, name: &str) -> Result<Option<File>> {
+        let path = self.path(name);
+        let mode = OpenMode { create: false, exclusive: false, direct: true };
+        match self.queue.disk().open_file(&path, mode) {
+            Ok(id) => Ok(Some(File { id, path })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(EngineError::Io { file: path, operation: "open", source }),
+        }
+    }
+    /// Makes a new file.
+    pub(crate) fn create(&self, name: &str) -> Result<File> {
+        let path = self.path(name);
+        let mode = OpenMode { create: true, exclusive: true, direct: true };
+        let id = self.queue.disk().open_file(&path, mode).map_err(io_error(path.clone(), "create"))?;
+        Ok(File { id, path })
+    }
+    pub(crate) fn close(&self, file: &File) {
+        self.queue.disk().close_file(file.id);
+    }
+    pub(crate) fn len(&self, file: &File) -> Result<u64> {
+        self.queue.disk().file_len(file.id).map_err(io_error(file.path.clone(), "ask the length of"))
+    }
+
+    /// Reads up to `len` bytes; fewer at the end of the file.
+    pub(crate) async fn read(&self, file: &File, priority: Priority, offset: u64, len: usize) -> Result<Buf> {
+        let read = self.queue.read(file.id, priority, offset, len).await;
+        read.map_err(io_error(file.path.clone(), "read"))
+    }
+    pub(crate) async fn write(
+        &self,
+        file: &File,
+        priority: Priority,
+        offset: u64,
+        data: SharedBuf,
+    ) -> Result<()> {
+        let written = self.queue.write(file.id, priority, offset, data).await;
+        written.map_err(io_error(file.path.clone(), "write"))
+    }
+    pub(crate) async fn sync(&self, file: &File) -> Result<()> {
+        self.queue.sync(file.id).await.map_err(io_error(file.path.clone(), "flush"))
+    }
+    pub(crate) async fn allocate(&self, file: &File, offset: u64, len: u64) -> Result<()> {
+        let allocated = self.queue.allocate(file.id, offset, len).await;
+        allocated.map_err(io_error(file.path.clone(), "reserve space in"))
+    }
+    pub(crate) async fn punch(&self, file: &File, offset: u64, len: u64) -> Result<()> {
+        self.queue
+            .punch(file.id, offset, len)
+            .await
+            .map_err(io_error(file.path.clone(), "give back space of"))
+    }
+}

@@ -1,0 +1,138 @@
+//! Checks a stopped target. Reads only.
+
+use crate::class::{BLOCK, data_name};
+use crate::error::{EngineError, Result};
+use crate::files::Files;
+use crate::index::valid_bytes;
+use crate::record::{Content, Extent};
+use crate::recover::{DataFiles, Loaded, load};
+use crate::superblock::{self, Identity};
+use ember_rt::disk::{DiskQueue, Priority};
+use ember_types::ChunkId;
+use ember_types::checksum::crc32c;
+
+/// Most problems that a report lists.
+const PROBLEMS_MAX: usize = 10_000;
+
+/// One damaged place.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Problem {
+    /// File, relative to the disk's root.
+    pub file: String,
+    /// Where, in bytes from the file's start.
+    pub offset: u64,
+    /// What is wrong.
+    pub what: String,
+    /// Whose content it is, if it is a chunk's.
+    pub chunk: Option<ChunkId>,
+}
+
+/// What [`fsck`] found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FsckReport {
+    /// Whose content it is; `None` if there is no readable superblock.
+    pub identity: Option<Identity>,
+    /// Chunks known, tombstones included.
+    pub chunks: u64,
+    /// Blocks read and compared with their checksums.
+    pub blocks: u64,
+    /// Updates that recovery would drop because their data are not there; unacknowledged, or damaged.
+    pub dropped: Vec<ChunkId>,
+    /// What is damaged, at most 10,000 places.
+    pub problems: Vec<Problem>,
+}
+
+impl FsckReport {
+    /// Whether nothing is damaged.
+    pub fn is_clean(&self) -> bool {
+        self.problems.is_empty()
+    }
+    fn add(&mut self, error: EngineError, chunk: Option<ChunkId>) -> Result<()> {
+        let (file, offset, what) = match error {
+            EngineError::Corrupt { file, offset, what } => (file, offset, what),
+            EngineError::Refused { file, offset, what, remedy } => {
+                (file, offset, format!("{what}; {remedy}"))
+            }
+            other => return Err(other),
+        };
+        if self.problems.len() < PROBLEMS_MAX {
+            self.problems.push(Problem { file, offset, what, chunk });
+        }
+        Ok(())
+    }
+}
+
+/// Verifies the target in `dir`, which nobody may serve meanwhile: superblock, checkpoints, log and every
+/// block of every chunk. An error means that it could not be checked; damage is in the report.
+pub async fn fsck(queue: &DiskQueue, dir: &str) -> Result<FsckReport> {
+    let files = Files::new(queue, dir);
+    files.lock()?;
+    let mut report =
+        FsckReport { identity: None, chunks: 0, blocks: 0, dropped: Vec::new(), problems: Vec::new() };
+    let identity = match superblock::read(&files) {
+        Ok((identity, damaged)) => {
+            damaged.into_iter().try_for_each(|error| report.add(error, None))?;
+            identity
+        }
+        Err(error) => {
+            report.add(error, None)?;
+            return Ok(report);
+        }
+    };
+    report.identity = Some(identity);
+    match load(&files, identity.target.0).await {
+        Ok(mut loaded) => {
+            let healed = std::mem::take(&mut loaded.recovery.healed);
+            healed.into_iter().try_for_each(|error| report.add(error, None))?;
+            report.dropped = std::mem::take(&mut loaded.recovery.dropped);
+            check_blocks(&files, &loaded, &mut report).await?;
+        }
+        Err(error) => report.add(error, None)?,
+    }
+    Ok(report)
+}
+
+async fn check_blocks(files: &Files, loaded: &Loaded, report: &mut FsckReport) -> Result<()> {
+    let data = DataFiles::open(files)?;
+    for (chunk, entry) in loaded.index.after(None) {
+        report.chunks += 1;
+        for content in std::iter::once(&entry.committed).chain(entry.pending.as_deref()) {
+            for extent in &content.extents {
+                check_extent(files, &data, loaded, (chunk, content, extent), report).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn check_extent(
+    files: &Files,
+    data: &DataFiles<'_>,
+    loaded: &Loaded,
+    (chunk, content, extent): (ChunkId, &Content, &Extent),
+    report: &mut FsckReport,
+) -> Result<()> {
+    let path = files.path(&data_name(extent.class));
+    let mut first = extent.first();
+    while first < extent.end() {
+        let end = (first + 256).min(extent.end());
+        let start = extent.at().offset(u32::from(extent.block) + first - extent.first());
+        let length = ((end - first) * BLOCK) as usize;
+        let bytes = match data.file(extent.class) {
+            Some(file) => files.read(file, Priority::Scrub, start, length).await?,
+            None => ember_rt::Buf::default(),
+        };
+        let sums = loaded.index.content_sums(content, first, end);
+        for (i, (block, sum)) in (first..end).zip(sums).enumerate() {
+            let at = i * BLOCK as usize;
+            let valid = valid_bytes(content.length, block) as usize;
+            report.blocks += 1;
+            if bytes.get(at..at + valid).map(crc32c) != Some(sum) {
+                let what = format!("block {block} of chunk {chunk} fails its checksum");
+                report.add(EngineError::corrupt(path.clone(), start + at as u64, what), Some(chunk))?;
+            }
+        }
+        first = end;
+    }
+    Ok(())
+}

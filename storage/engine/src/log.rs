@@ -1,0 +1,343 @@
+//! The write-ahead log: segments of frames, group commit, rotation. One batch is in flight at a time; batch
+//! `n + 1` is written only after batch `n` and everything that it refers to is flushed, so that only the last
+//! frame of the log can be torn or refer to data that never reached the disk.
+
+use crate::class::SlotId;
+use crate::error::{EngineError, Result};
+use crate::files::{File, Files, is_full};
+use crate::frame::{self, FrameOf, LOG};
+use crate::inner::{ChunkGuard, Inner};
+use crate::record::Record;
+use ember_rt::disk::Priority;
+use ember_rt::select::join_all;
+use ember_rt::sync::{Semaphore, oneshot};
+use ember_rt::{LocalBoxFuture, SharedBuf};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, VecDeque};
+use std::rc::Rc;
+
+/// Bytes by which a segment's space is reserved.
+const SEGMENT_STEP: u64 = 4 << 20;
+/// A batch takes no more items from here on.
+const BATCH_BYTES: usize = 1 << 20;
+/// Without anybody who waits, this many items start a batch.
+const LAZY_MAX: usize = 1024;
+
+pub(crate) fn segment_name(number: u64) -> String {
+    format!("log-{number:010}")
+}
+
+/// Records that become durable together, and what happens then.
+pub(crate) struct Item {
+    pub(crate) records: Vec<Record>,
+    /// Slots freed by records that are applied already.
+    pub(crate) frees: Vec<SlotId>,
+    /// Somebody waits: the records are applied to the index once they are durable.
+    pub(crate) urgent: Option<Urgent>,
+}
+
+pub(crate) struct Urgent {
+    pub(crate) done: oneshot::Sender<Result<()>>,
+    /// Keeps other updates of the chunk waiting until then.
+    pub(crate) guard: Option<ChunkGuard>,
+    /// Slots that are nobody's if the batch is refused for lack of space.
+    pub(crate) taken: Vec<SlotId>,
+}
+
+pub(crate) struct Segment {
+    pub(crate) file: File,
+    pub(crate) number: u64,
+    /// Where the next frame goes, in bytes.
+    pub(crate) offset: u64,
+    pub(crate) allocated: u64,
+    pub(crate) next_sequence: u64,
+}
+
+/// The log's state.
+pub(crate) struct Log {
+    /// Held by whoever writes to the log.
+    pub(crate) gate: Semaphore,
+    items: RefCell<VecDeque<Item>>,
+    urgent: Cell<usize>,
+    committing: Cell<bool>,
+    pub(crate) segment: RefCell<Segment>,
+    next_segment: Cell<u64>,
+    /// Classes whose files were written since their last flush.
+    dirty: RefCell<BTreeSet<u8>>,
+    /// The last batch carried records, so recovery would have to check its data.
+    unconfirmed: Cell<bool>,
+    failed: RefCell<Option<String>>,
+}
+
+impl Log {
+    pub(crate) fn new(segment: Segment) -> Self {
+        Self {
+            gate: Semaphore::new(1),
+            items: RefCell::default(),
+            urgent: Cell::new(0),
+            committing: Cell::new(false),
+            next_segment: Cell::new(segment.number + 1),
+            segment: RefCell::new(segment),
+            dirty: RefCell::default(),
+            unconfirmed: Cell::new(false),
+            failed: RefCell::default(),
+        }
+    }
+    /// Bytes in the present segment.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.segment.borrow().offset
+    }
+    pub(crate) fn mark_dirty(&self, class: u8) {
+        self.dirty.borrow_mut().insert(class);
+    }
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.failed.borrow().clone()
+    }
+    pub(crate) fn fail(&self, why: &EngineError) {
+        let mut failed = self.failed.borrow_mut();
+        if failed.is_none() {
+            tracing::error!(%why, "target stopped");
+            *failed = Some(why.to_string());
+        }
+    }
+    pub(crate) fn needs_flush(&self) -> bool {
+        self.unconfirmed.get() || !self.items.borrow().is_empty()
+    }
+    fn wants_batch(&self) -> bool {
+        self.urgent.get() > 0 || self.items.borrow().len() >= LAZY_MAX
+    }
+
+    /// The next batch, in order; at least one item if anything is to be done.
+    fn take_batch(&self) -> (Vec<Item>, Vec<u8>, u32) {
+        let (mut batch, mut payload, mut count) = (Vec::new(), Vec::new(), 0);
+        let mut items = self.items.borrow_mut();
+        while payload.len() < BATCH_BYTES
+            && let Some(item) = items.pop_front()
+        {
+            item.records.iter().for_each(|record| record.encode(&mut payload));
+            count += item.records.len() as u32;
+            if item.urgent.is_some() {
+                self.urgent.set(self.urgent.get() - 1);
+            }
+            batch.push(item);
+        }
+        (batch, payload, count)
+    }
+}
+
+/// Makes a new segment whose first frame carries `records`; durable when it returns.
+pub(crate) async fn create_segment(
+    files: &Files,
+    target: u64,
+    number: u64,
+    sequence: u64,
+    records: &[Record],
+) -> Result<Segment> {
+    let file = files.create(&segment_name(number))?;
+    let mut payload = Vec::new();
+    records.iter().for_each(|record| record.encode(&mut payload));
+    let of = FrameOf { target, kind: LOG, file: number };
+    let frame = frame::build(of, sequence, records.len() as u32, &payload);
+    let offset = frame.len() as u64;
+    let allocated = SEGMENT_STEP.max(offset);
+    let written = async {
+        files.allocate(&file, 0, allocated).await?;
+        files.write(&file, Priority::Foreground, 0, frame.into()).await?;
+        files.sync(&file).await?;
+        files.sync_dir()
+    };
+    if let Err(error) = written.await {
+        files.close(&file);
+        return Err(error);
+    }
+    Ok(Segment { file, number, offset, allocated, next_sequence: sequence + 1 })
+}
+
+impl Inner {
+    /// Applies records now; they reach the disk with the next batch.
+    pub(crate) fn apply_lazily(self: &Rc<Self>, records: Vec<Record>) {
+        let mut index = self.index.borrow_mut();
+        let frees = records.iter().flat_map(|record| index.apply(record)).collect();
+        drop(index);
+        self.log.items.borrow_mut().push_back(Item { records, frees, urgent: None });
+        if self.log.wants_batch() {
+            self.kick();
+        }
+    }
+
+    /// Makes records durable, then applies them. The chunk stays locked until then, whatever becomes of the
+    /// caller.
+    pub(crate) fn apply_durably(
+        self: &Rc<Self>,
+        records: Vec<Record>,
+        guard: Option<ChunkGuard>,
+        taken: Vec<SlotId>,
+    ) -> impl Future<Output = Result<()>> + use<> {
+        let (done, ended) = oneshot::channel();
+        let urgent = Some(Urgent { done, guard, taken });
+        self.log.items.borrow_mut().push_back(Item { records, frees: Vec::new(), urgent });
+        self.log.urgent.set(self.log.urgent.get() + 1);
+        self.kick();
+        let inner = self.clone();
+        async move { ended.await.unwrap_or_else(|_| Err(inner.failed_error("its log task ended"))) }
+    }
+
+    fn kick(self: &Rc<Self>) {
+        if !self.log.committing.replace(true) {
+            let inner = self.clone();
+            self.rt.spawn("engine log", async move { inner.commit_batches().await });
+        }
+    }
+
+    async fn commit_batches(self: Rc<Self>) {
+        loop {
+            let Ok(gate) = self.log.gate.acquire().await else { return };
+            if !self.log.wants_batch() {
+                self.log.committing.set(false);
+                break;
+            }
+            let (batch, payload, count) = self.log.take_batch();
+            let written = match self.log.failure() {
+                Some(why) => Err(self.failed_error(&why)),
+                None => self.write_batch(&payload, count).await,
+            };
+            match written {
+                Ok(()) => self.batch_is_durable(batch),
+                Err(error) => self.batch_failed(batch, &error),
+            }
+            drop(gate);
+        }
+        if self.log.bytes() >= self.config.log_bytes && self.log.failure().is_none() {
+            self.checkpoint_in_background();
+        }
+    }
+
+    fn batch_is_durable(&self, batch: Vec<Item>) {
+        let mut index = self.index.borrow_mut();
+        let mut answers = Vec::new();
+        for item in batch {
+            let mut frees = item.frees;
+            if let Some(urgent) = item.urgent {
+                frees.extend(item.records.iter().flat_map(|record| index.apply(record)));
+                answers.push(urgent);
+            }
+            let mut slots = self.slots.borrow_mut();
+            frees.into_iter().for_each(|at| slots.free(at));
+        }
+        drop(index);
+        for Urgent { done, guard, .. } in answers {
+            drop(guard);
+            // A caller that went away learns the outcome from the chunk's state.
+            let _ = done.send(Ok(()));
+        }
+    }
+
+    /// Out of space before anything was written: those who wait are told, the rest stays for later. Anything
+    /// else leaves it unknown what is on the disk.
+    fn batch_failed(&self, batch: Vec<Item>, error: &EngineError) {
+        let full = matches!(error, EngineError::NoSpace { .. });
+        if !full {
+            self.log.fail(error);
+        }
+        let mut kept = Vec::new();
+        for mut item in batch {
+            let Some(urgent) = item.urgent.take() else {
+                kept.push(item);
+                continue;
+            };
+            let answer = match error {
+                EngineError::NoSpace { needed, available } => {
+                    self.forget_written(&item.records, &urgent.taken);
+                    EngineError::NoSpace { needed: *needed, available: *available }
+                }
+                _ => self.failed_error(&error.to_string()),
+            };
+            let _ = urgent.done.send(Err(answer));
+        }
+        let mut items = self.log.items.borrow_mut();
+        kept.into_iter().rev().for_each(|item| items.push_front(item));
+    }
+
+    /// The bytes of refused records lie on the disk unowned: whole slots are free again, behind others
+    /// nothing is appended in place (R17).
+    fn forget_written(&self, records: &[Record], taken: &[SlotId]) {
+        let mut slots = self.slots.borrow_mut();
+        taken.iter().for_each(|at| slots.free(*at));
+        for record in records {
+            let Record::Put { runs, .. } = record else { continue };
+            runs.iter().filter(|run| run.block > 0).for_each(|run| slots.burn(run.at));
+        }
+    }
+
+    /// Writes one frame and flushes it and every data file written since its last flush, side by side.
+    async fn write_batch(&self, payload: &[u8], count: u32) -> Result<()> {
+        let (file, frame, offset) = {
+            let segment = self.log.segment.borrow();
+            let of = FrameOf { target: self.identity.target.0, kind: LOG, file: segment.number };
+            let frame = frame::build(of, segment.next_sequence, count, payload);
+            (segment.file.clone(), frame, segment.offset)
+        };
+        let end = offset + frame.len() as u64;
+        self.extend_segment(&file, end).await?;
+        let dirty = std::mem::take(&mut *self.log.dirty.borrow_mut());
+        let mut flushes: Vec<LocalBoxFuture<'_, Result<()>>> = Vec::with_capacity(dirty.len() + 1);
+        for data in dirty.into_iter().filter_map(|class| self.data_file(class)) {
+            self.counters.flushes.set(self.counters.flushes.get() + 1);
+            flushes.push(Box::pin(async move { self.files.sync(&data).await }));
+        }
+        self.counters.flushes.set(self.counters.flushes.get() + 1);
+        self.counters.batches.set(self.counters.batches.get() + 1);
+        self.counters.log_bytes.set(self.counters.log_bytes.get() + frame.len() as u64);
+        flushes.push(Box::pin(async {
+            self.files.write(&file, Priority::Foreground, offset, SharedBuf::from(frame)).await?;
+            self.files.sync(&file).await
+        }));
+        join_all(flushes).await.into_iter().collect::<Result<()>>()?;
+        let mut segment = self.log.segment.borrow_mut();
+        segment.offset = end;
+        segment.next_sequence += 1;
+        self.log.unconfirmed.set(count > 0);
+        Ok(())
+    }
+
+    async fn extend_segment(&self, file: &File, end: u64) -> Result<()> {
+        let allocated = self.log.segment.borrow().allocated;
+        if end <= allocated {
+            return Ok(());
+        }
+        let more = SEGMENT_STEP.max(end - allocated);
+        match self.files.allocate(file, allocated, more).await {
+            Ok(()) => self.log.segment.borrow_mut().allocated = allocated + more,
+            Err(error) if is_full(&error) => {
+                return Err(EngineError::NoSpace { needed: more, available: 0 });
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Goes on in a new segment. The gate is held by the caller. Returns the new segment's number and the
+    /// sequence of its first frame.
+    pub(crate) async fn rotate(&self) -> Result<(u64, u64)> {
+        let sequence = self.log.segment.borrow().next_sequence;
+        let number = self.log.next_segment.get();
+        self.log.next_segment.set(number + 1);
+        let created = create_segment(&self.files, self.identity.target.0, number, sequence, &[]).await;
+        match created {
+            Ok(segment) => {
+                let old = self.log.segment.replace(segment);
+                self.files.close(&old.file);
+                self.log.unconfirmed.set(false);
+                Ok((number, sequence))
+            }
+            Err(error) => {
+                // A left-over segment would contradict the frames that the present one still gets.
+                let removed = self.files.remove_if_there(&segment_name(number));
+                if let Err(failure) = removed.and_then(|()| self.files.sync_dir()) {
+                    self.log.fail(&failure);
+                }
+                Err(error)
+            }
+        }
+    }
+}

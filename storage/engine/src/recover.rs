@@ -1,0 +1,267 @@
+//! Recovery: the newest whole checkpoint, then the log behind it. Reads only.
+//!
+//! The last frame of the log may refer to data that never reached the disk (both are written side by side),
+//! so the blocks that came with its records are checked, and a record whose blocks are not there is dropped:
+//! it was never acknowledged. Behind the last frame a torn one may lie. Damage anywhere else is an error.
+
+use crate::checkpoint::{checkpoint_name, number_of, read_checkpoint};
+use crate::class::{BLOCK, CLASSES, data_name, slot_bytes};
+use crate::error::{EngineError, Result};
+use crate::files::{File, Files};
+use crate::frame::{FrameOf, LOG};
+use crate::index::Index;
+use crate::inner::open_data;
+use crate::log::segment_name;
+use crate::reader::{Frame, FrameReader};
+use crate::record::{Record, Run};
+use ember_rt::disk::Priority;
+use ember_types::ChunkId;
+use ember_types::checksum::crc32c;
+
+/// What recovery found.
+#[derive(Default, Debug)]
+pub struct Recovery {
+    /// Frames of the log that were replayed.
+    pub frames: u64,
+    /// Chunks whose last update was dropped because its data were not on the disk. After a loss of power that
+    /// is what unacknowledged updates look like; otherwise their blocks were damaged.
+    pub dropped: Vec<ChunkId>,
+    /// Bytes behind the last frame of the log that were not zero: an unacknowledged batch that was torn.
+    pub torn: bool,
+    /// Damage that lost nothing: of a copy of the superblock, or of the newest checkpoint.
+    pub healed: Vec<EngineError>,
+}
+
+/// The recovered state.
+pub(crate) struct Loaded {
+    pub(crate) index: Index,
+    /// The checkpoint that was used, and the first segment behind it.
+    pub(crate) checkpoint: (u64, u64),
+    pub(crate) next_sequence: u64,
+    /// Highest numbers seen.
+    pub(crate) last_segment: u64,
+    pub(crate) last_checkpoint: u64,
+    /// A last segment without a frame: it was being made.
+    pub(crate) empty_segment: Option<u64>,
+    /// Records that undo, in the log, what was dropped.
+    pub(crate) corrections: Vec<Record>,
+    pub(crate) recovery: Recovery,
+}
+
+/// Loads a target's state without changing anything.
+pub(crate) async fn load(files: &Files, target: u64) -> Result<Loaded> {
+    let names = files.list()?;
+    let numbers = |prefix| {
+        let mut numbers: Vec<u64> = names.iter().filter_map(|name| number_of(name, prefix)).collect();
+        numbers.sort_unstable();
+        numbers
+    };
+    let (checkpoints, segments) = (numbers("checkpoint-"), numbers("log-"));
+    let mut healed = Vec::new();
+    for &number in checkpoints.iter().rev() {
+        match read_checkpoint(files, target, number).await {
+            Ok((index, first_segment, next_sequence)) => {
+                let mut loaded = Loaded {
+                    index,
+                    checkpoint: (number, first_segment),
+                    next_sequence,
+                    last_segment: segments.last().copied().unwrap_or(0),
+                    last_checkpoint: checkpoints.last().copied().unwrap_or(0),
+                    empty_segment: None,
+                    corrections: Vec::new(),
+                    recovery: Recovery { healed, ..Recovery::default() },
+                };
+                replay(files, target, &segments, &mut loaded).await?;
+                check(files, &mut loaded).await?;
+                return Ok(loaded);
+            }
+            Err(error @ EngineError::Corrupt { .. }) => healed.push(error),
+            Err(error) => return Err(error),
+        }
+    }
+    let missing = || EngineError::corrupt(files.path(&checkpoint_name(1)), 0, "no checkpoint is there");
+    Err(healed.into_iter().next().unwrap_or_else(missing))
+}
+
+async fn replay(files: &Files, target: u64, segments: &[u64], loaded: &mut Loaded) -> Result<()> {
+    let (_, first) = loaded.checkpoint;
+    let segments: Vec<u64> = segments.iter().copied().filter(|&number| number >= first).collect();
+    if segments.first() != Some(&first) {
+        return Err(EngineError::corrupt(
+            files.path(&segment_name(first)),
+            0,
+            "segment of the log is missing",
+        ));
+    }
+    // The newest frame waits until a later one shows that everything it refers to was flushed.
+    let mut waiting: Option<Frame> = None;
+    for &number in &segments {
+        let name = segment_name(number);
+        let Some(file) = files.open(&name)? else {
+            return Err(EngineError::corrupt(files.path(&name), 0, "segment of the log is missing"));
+        };
+        let mut reader = FrameReader::new(files, file, FrameOf { target, kind: LOG, file: number })?;
+        while let Some(frame) = reader.next().await? {
+            if frame.sequence != loaded.next_sequence {
+                let what = format!("frame {} where {} belongs", frame.sequence, loaded.next_sequence);
+                return Err(EngineError::corrupt(reader.path(), frame.offset + 16, what));
+            }
+            loaded.next_sequence += 1;
+            if let Some(flushed) = waiting.replace(frame) {
+                apply(loaded, &flushed);
+            }
+        }
+        let next = segments.iter().copied().find(|&next| next > number);
+        let end = SegmentEnd { required: number == first, next, last: segments.last().copied() };
+        end.check(files, target, loaded, &mut reader).await?;
+    }
+    if let Some(newest) = waiting {
+        apply_unconfirmed(files, loaded, &newest).await?;
+    }
+    Ok(())
+}
+
+/// Where the whole frames of a segment end.
+struct SegmentEnd {
+    /// The segment's first frame was flushed before the checkpoint was made.
+    required: bool,
+    next: Option<u64>,
+    last: Option<u64>,
+}
+
+impl SegmentEnd {
+    /// A segment ends where the next one begins: anything missing between them is damage. If the next one is
+    /// the last and has no whole frame, it was being made when the power failed.
+    async fn check(
+        &self,
+        files: &Files,
+        target: u64,
+        loaded: &mut Loaded,
+        reader: &mut FrameReader<'_>,
+    ) -> Result<()> {
+        let at = reader.offset();
+        let damaged = EngineError::corrupt(reader.path(), at, "frame of the log is damaged");
+        if self.required && at == 0 {
+            return Err(damaged);
+        }
+        if let Some(next) = self.next {
+            let name = segment_name(next);
+            let missing = || EngineError::corrupt(files.path(&name), 0, "segment of the log is missing");
+            let file = files.open(&name)?.ok_or_else(missing)?;
+            let mut begins = FrameReader::new(files, file, FrameOf { target, kind: LOG, file: next })?;
+            match begins.next().await? {
+                Some(frame) if frame.sequence == loaded.next_sequence => return Ok(()),
+                Some(_) => return Err(damaged),
+                None if self.last != Some(next) => {
+                    return Err(EngineError::corrupt(begins.path(), 0, "frame of the log is damaged"));
+                }
+                None => {}
+            }
+        }
+        if reader.has_later(loaded.next_sequence).await? {
+            return Err(damaged);
+        }
+        if self.next.is_none() {
+            loaded.recovery.torn = at < reader.len() && !reader.is_zero_here().await?;
+            loaded.empty_segment = (at == 0).then_some(self.last).flatten();
+        }
+        Ok(())
+    }
+}
+
+fn apply(loaded: &mut Loaded, frame: &Frame) {
+    loaded.recovery.frames += 1;
+    for record in &frame.records {
+        loaded.index.apply(record);
+    }
+}
+
+/// Applies the newest frame, without records whose data are not there.
+async fn apply_unconfirmed(files: &Files, loaded: &mut Loaded, frame: &Frame) -> Result<()> {
+    loaded.recovery.frames += 1;
+    let data = DataFiles::open(files)?;
+    for record in &frame.records {
+        if let Record::Put { chunk, runs, .. } = record
+            && !data.hold(runs).await?
+        {
+            loaded.recovery.dropped.push(*chunk);
+            loaded.corrections.push(match loaded.index.get(*chunk) {
+                Some(entry) => {
+                    let (entry, writers) = (entry.clone(), Vec::new());
+                    Record::Put { chunk: *chunk, entry, runs: Vec::new(), writers }
+                }
+                None => Record::Drop { chunk: *chunk },
+            });
+            continue;
+        }
+        loaded.index.apply(record);
+    }
+    Ok(())
+}
+
+/// The data files, opened to be read.
+pub(crate) struct DataFiles<'a> {
+    files: &'a Files,
+    data: Vec<Option<File>>,
+}
+
+impl<'a> DataFiles<'a> {
+    pub(crate) fn open(files: &'a Files) -> Result<Self> {
+        Ok(Self { files, data: open_data(files)? })
+    }
+    pub(crate) fn file(&self, class: u8) -> Option<&File> {
+        self.data.get(usize::from(class)).and_then(Option::as_ref)
+    }
+
+    /// Whether all blocks of the runs are on the disk as their checksums say.
+    async fn hold(&self, runs: &[Run]) -> Result<bool> {
+        for run in runs {
+            let Some(file) = self.file(run.at.class) else { return Ok(false) };
+            let length = run.sums.len() * BLOCK as usize;
+            let bytes = self.files.read(file, Priority::Foreground, run.at.offset(run.block), length).await?;
+            if bytes.len() != length {
+                return Ok(false);
+            }
+            let mut blocks = bytes.chunks(BLOCK as usize).zip(&run.sums).enumerate();
+            let last = run.sums.len() - 1;
+            let tail = run.tail as usize;
+            if !blocks.all(|(i, (block, sum))| crc32c(if i == last { &block[..tail] } else { block }) == *sum)
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl Drop for DataFiles<'_> {
+    fn drop(&mut self) {
+        self.data.iter().flatten().for_each(|file| self.files.close(file));
+    }
+}
+
+/// Checks the index against itself and against the lengths of the data files.
+async fn check(files: &Files, loaded: &mut Loaded) -> Result<()> {
+    let newest = files.path(&segment_name(loaded.last_segment));
+    loaded.index.check().map_err(|what| EngineError::corrupt(newest, 0, what))?;
+    let data = DataFiles::open(files)?;
+    let lengths: Vec<u64> = (0..CLASSES)
+        .map(|class| data.file(class).map_or(Ok(0), |file| files.len(file)))
+        .collect::<Result<_>>()?;
+    for (chunk, entry) in loaded.index.after(None) {
+        for extent in entry.extents() {
+            let end = extent.at().offset(extent.block_end());
+            let length = lengths[usize::from(extent.class)];
+            if end > length {
+                let what = format!("the file ends before chunk {chunk}, whose data reach to {end}");
+                return Err(EngineError::corrupt(files.path(&data_name(extent.class)), length, what));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Slots that a class' file of `length` bytes holds.
+pub(crate) fn slots_in(class: u8, length: u64) -> u32 {
+    u32::try_from(length / slot_bytes(class)).unwrap_or(u32::MAX)
+}

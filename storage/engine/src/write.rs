@@ -1,0 +1,440 @@
+//! Updates: a change is built beside what is there, written, and becomes visible with its record.
+
+use crate::api::{Install, InstallContent, Prepare, Prepared, Update};
+use crate::class::{BLOCK, CHUNK_MAX, SlotId, blocks_of, class_for};
+use crate::crc;
+use crate::error::{EngineError, Result};
+use crate::inner::{ChunkGuard, Inner, add};
+use crate::plan::{Change, Place, Plan, merge, place, plan};
+use crate::record::{Content, Entry, Extent, Record, Run, WRITERS_MAX};
+use ember_rt::disk::Priority;
+use ember_rt::select::join_all;
+use ember_rt::{Buf, SharedBuf};
+use ember_types::checksum::crc32c;
+use ember_types::{ChunkId, ChunkVersion, Status, WriterRecord, block_checksums};
+use std::rc::Rc;
+
+/// New bytes for blocks `[from, to)`.
+struct Fresh {
+    from: u32,
+    to: u32,
+    /// Whole blocks.
+    data: SharedBuf,
+    /// Each over the bytes that the content has of its block.
+    sums: Vec<u32>,
+}
+
+/// A content to be written.
+struct Built {
+    content: Content,
+    fresh: Vec<Fresh>,
+    plan: Plan,
+}
+
+/// Where the fresh bytes went.
+#[derive(Default)]
+struct Placed {
+    extents: Vec<Extent>,
+    runs: Vec<Run>,
+    taken: Vec<SlotId>,
+    /// Slots written behind what they held.
+    appended: Vec<SlotId>,
+}
+
+/// Checks a payload against its checksums; returns them.
+fn check_payload(chunk: ChunkId, data: &[u8], checksums: &[u32]) -> Result<()> {
+    let blocks = data.chunks(BLOCK as usize);
+    if blocks.len() != checksums.len() {
+        return Err(EngineError::Invalid { chunk, what: "not one checksum for each 4 KiB of the payload" });
+    }
+    match blocks.zip(checksums).position(|(block, sum)| crc32c(block) != *sum) {
+        Some(block) => Err(EngineError::Payload { chunk, block }),
+        None => Ok(()),
+    }
+}
+
+/// Whole blocks of `data`, without a copy if it can be.
+fn padded(data: &SharedBuf) -> SharedBuf {
+    if data.is_aligned() && data.len().is_multiple_of(BLOCK as usize) {
+        return data.clone();
+    }
+    let mut buf = Buf::scratch(data.len().next_multiple_of(BLOCK as usize));
+    buf.bytes_mut()[..data.len()].copy_from_slice(data);
+    buf.bytes_mut()[data.len()..].fill(0);
+    buf.into()
+}
+
+impl Inner {
+    /// What an idempotent or impossible prepare is answered without doing anything.
+    fn precheck(&self, request: &Prepare, entry: &Entry) -> Result<Option<Prepared>> {
+        let (chunk, version) = (request.chunk, request.version);
+        let done = |c: &Content| Prepared { version: c.version, length: c.length, checksum: c.checksum };
+        if version.is_none() {
+            return Err(EngineError::Invalid { chunk, what: "version 0 is no version" });
+        }
+        let known = std::iter::once(&entry.committed).chain(entry.pending.as_deref());
+        if let Some(same) = known.into_iter().find(|c| c.version == version) {
+            return match request.expect {
+                Some(expected) if expected != (same.length, same.checksum) => {
+                    Err(EngineError::ResultDiffers { chunk, length: same.length, checksum: same.checksum })
+                }
+                _ => Ok(Some(done(same))),
+            };
+        }
+        let aborted = entry.aborted;
+        if version.number == aborted.number && version <= aborted {
+            return Err(EngineError::Aborted { chunk, version });
+        }
+        if matches!(request.update, Update::Whole { .. }) {
+            return Ok(None);
+        }
+        let committed = entry.committed.version;
+        if request.base != committed || version.number <= committed.number {
+            return Err(EngineError::BaseDiffers { chunk, base: request.base, committed });
+        }
+        if let Some(pending) = &entry.pending {
+            return Err(EngineError::PendingDiffers { chunk, pending: pending.version });
+        }
+        if entry.committed.lost && !matches!(request.update, Update::Remove) {
+            return Err(EngineError::Lost(chunk));
+        }
+        Ok(None)
+    }
+
+    pub(crate) async fn prepare(self: Rc<Self>, request: Prepare) -> Result<Prepared> {
+        let chunk = request.chunk;
+        let guard = self.lock(chunk).await?;
+        let mut entry = self.index.borrow().get(chunk).cloned().unwrap_or_default();
+        if let Some(prepared) = self.precheck(&request, &entry)? {
+            return Ok(prepared);
+        }
+        let mut built = self.build(&entry.committed, &request).await?;
+        built.content.version = request.version;
+        let (length, checksum) = (built.content.length, built.content.checksum);
+        if request.expect.is_some_and(|expected| expected != (length, checksum)) {
+            return Err(EngineError::ResultDiffers { chunk, length, checksum });
+        }
+        let mut writers = match request.update {
+            Update::Whole { writers, .. } => writers,
+            _ => Vec::new(),
+        };
+        let (version, status) = (request.version, Status::Ok);
+        writers.extend(request.writer.map(|tag| WriterRecord { tag, version, length, status }));
+        let (content, placed) = self.place(built, request.priority).await?;
+        entry.pending = Some(Box::new(content));
+        self.store(chunk, entry, placed, writers, guard).await?;
+        Ok(Prepared { version, length, checksum })
+    }
+
+    /// The record that makes written bytes visible.
+    async fn store(
+        self: &Rc<Self>,
+        chunk: ChunkId,
+        entry: Entry,
+        placed: Placed,
+        writers: Vec<WriterRecord>,
+        guard: ChunkGuard,
+    ) -> Result<()> {
+        if writers.len() > WRITERS_MAX {
+            self.give_back(&placed);
+            return Err(EngineError::Invalid { chunk, what: "more than 4096 records of writers" });
+        }
+        add(&self.counters.updates, 1);
+        let record = Record::Put { chunk, entry, runs: placed.runs, writers };
+        self.apply_durably(vec![record], Some(guard), placed.taken).await
+    }
+
+    /// The content that an update makes of `old`.
+    async fn build(self: &Rc<Self>, old: &Content, request: &Prepare) -> Result<Built> {
+        let chunk = request.chunk;
+        let too_long = EngineError::Invalid { chunk, what: "longer than 64 MiB" };
+        match &request.update {
+            Update::Remove => Ok(Built::unchanged(&Content { removed: true, ..Content::default() })),
+            Update::Whole { data, checksums, .. } => self.build_whole(chunk, data, checksums),
+            Update::Write { data, .. } if data.is_empty() => Ok(Built::unchanged(old)),
+            Update::Write { offset, data, checksums } => {
+                let end = u64::from(*offset) + data.len() as u64;
+                if end > u64::from(CHUNK_MAX) {
+                    return Err(too_long);
+                }
+                check_payload(chunk, data, checksums)?;
+                let change = Change::Write { offset: *offset, bytes: data.len() as u32 };
+                self.build_change(old, change, Some((data, checksums)), request.priority).await
+            }
+            Update::Truncate { length } if *length > CHUNK_MAX => Err(too_long),
+            Update::Truncate { length } => {
+                self.build_change(old, Change::Truncate { length: *length }, None, request.priority).await
+            }
+            Update::Cut { length } if old.removed || old.version.is_none() || *length >= old.length => {
+                let mut built = Built::unchanged(old);
+                built.content.removed |= old.version.is_none();
+                Ok(built)
+            }
+            Update::Cut { length } => {
+                self.build_change(old, Change::Truncate { length: *length }, None, request.priority).await
+            }
+        }
+    }
+
+    fn build_whole(&self, chunk: ChunkId, data: &SharedBuf, checksums: &[u32]) -> Result<Built> {
+        if data.len() > CHUNK_MAX as usize {
+            return Err(EngineError::Invalid { chunk, what: "longer than 64 MiB" });
+        }
+        check_payload(chunk, data, checksums)?;
+        let length = data.len() as u32;
+        let checksum = crc::combine(checksums, length);
+        let (from, to) = (0, blocks_of(length));
+        let fresh = Fresh { from, to, data: padded(data), sums: checksums.to_vec() };
+        let (dirty, kept) = (vec![(from, to)], Vec::new());
+        Ok(Built {
+            content: Content { length, checksum, ..Content::default() },
+            fresh: if length == 0 { Vec::new() } else { vec![fresh] },
+            plan: Plan { length, kept, dirty },
+        })
+    }
+
+    async fn build_change(
+        self: &Rc<Self>,
+        old: &Content,
+        change: Change,
+        payload: Option<(&SharedBuf, &[u32])>,
+        priority: Priority,
+    ) -> Result<Built> {
+        let plan = plan(old, change, self.config.extents_max);
+        let mut fresh = Vec::new();
+        for &(from, to) in &plan.dirty {
+            fresh.push(self.fresh(old, plan.length, change, payload, (from, to), priority).await?);
+        }
+        let mut content =
+            Content { length: plan.length, extents: plan.kept.clone().into(), ..Content::default() };
+        let mut sums = self.index.borrow().content_sums(&content, 0, blocks_of(plan.length));
+        for part in &fresh {
+            sums[part.from as usize..part.to as usize].copy_from_slice(&part.sums);
+        }
+        content.checksum = crc::combine(&sums, plan.length);
+        Ok(Built { content, fresh, plan })
+    }
+
+    /// The new bytes of blocks `[from, to)`: the payload's, and around them the old ones, verified (R14).
+    async fn fresh(
+        self: &Rc<Self>,
+        old: &Content,
+        length: u32,
+        change: Change,
+        payload: Option<(&SharedBuf, &[u32])>,
+        (from, to): (u32, u32),
+        priority: Priority,
+    ) -> Result<Fresh> {
+        let (start, end) = (from * BLOCK, (to * BLOCK).min(length));
+        let written = match (change, payload) {
+            (Change::Write { offset, bytes }, Some((data, sums)))
+                if offset < end && offset + bytes > start =>
+            {
+                Some((offset, offset + bytes, data, sums))
+            }
+            _ => None,
+        };
+        if let Some((offset, stop, data, sums)) = written
+            && offset == start
+            && stop == end
+        {
+            return Ok(Fresh { from, to, data: padded(data), sums: sums.to_vec() });
+        }
+        let old_blocks = blocks_of(old.length.min(length));
+        let mut buf = Buf::zeroed(((to - from) * BLOCK) as usize);
+        let (offset, stop) = written.map_or((end, end), |(offset, stop, ..)| (offset, stop));
+        // Old blocks that the payload doesn't cover whole: those before it, and those behind it.
+        let before = (from, to.min(blocks_of(offset)).min(old_blocks));
+        let behind = ((stop / BLOCK).max(before.1), to.min(old_blocks));
+        for (a, b) in [before, behind].into_iter().filter(|(a, b)| a < b) {
+            let (bytes, _) = self.read_blocks(old, a, b, priority).await?;
+            add(&self.counters.merged_bytes, bytes.len() as u64);
+            let valid = ((b * BLOCK).min(old.length).min(length) - a * BLOCK) as usize;
+            let at = ((a - from) * BLOCK) as usize;
+            buf.bytes_mut()[at..at + valid].copy_from_slice(&bytes[..valid]);
+        }
+        if let Some((offset, stop, data, _)) = written {
+            let (at, until) = ((offset - start) as usize, (stop - start) as usize);
+            buf.bytes_mut()[at..until].copy_from_slice(data);
+        }
+        let sums = block_checksums(&buf[..(end - start) as usize]);
+        Ok(Fresh { from, to, data: buf.into(), sums })
+    }
+
+    /// Chooses places for the fresh bytes and writes them.
+    async fn place(&self, built: Built, priority: Priority) -> Result<(Content, Placed)> {
+        let Built { mut content, fresh, plan } = built;
+        let mut placed = Placed { extents: content.extents.to_vec(), ..Placed::default() };
+        let mut writes = Vec::new();
+        for part in fresh {
+            let place = place(&plan, (part.from, part.to), |at| {
+                // Behind a failed write nothing is appended: its highest block is unknown.
+                if self.slots.borrow().is_burnt(at) { u32::MAX } else { self.index.borrow().high(at) }
+            });
+            let (at, block) = match place {
+                Place::InPlace { at, block } => {
+                    placed.appended.push(at);
+                    (at, block)
+                }
+                Place::NewSlot { class } => match self.allocate_for(class, part.to - part.from).await {
+                    Ok(at) => {
+                        placed.taken.push(at);
+                        (at, 0)
+                    }
+                    Err(error) => {
+                        self.give_back(&placed);
+                        return Err(error);
+                    }
+                },
+            };
+            let last = part.to * BLOCK;
+            let tail = BLOCK - last.saturating_sub(content.length).min(BLOCK - 1);
+            placed.extents.push(Extent::new(part.from, part.to - part.from, at, block));
+            placed.runs.push(Run { at, block, tail, sums: part.sums });
+            writes.push((at, block, part.data));
+        }
+        let written =
+            join_all(writes.into_iter().map(|(at, block, data)| self.put(at, block, data, priority)));
+        if let Err(error) = written.await.into_iter().collect::<Result<()>>() {
+            // What these slots hold now is unknown: they are not used again before a restart (R17).
+            placed.appended.iter().for_each(|at| self.slots.borrow_mut().burn(*at));
+            return Err(error);
+        }
+        content.extents = merge(std::mem::take(&mut placed.extents));
+        Ok((content, placed))
+    }
+
+    /// A slot of `class`; where space is short, one that just holds the blocks.
+    async fn allocate_for(&self, class: u8, blocks: u32) -> Result<SlotId> {
+        match self.allocate(class).await {
+            Err(EngineError::NoSpace { .. }) if class > class_for(blocks) => {
+                self.allocate(class_for(blocks)).await
+            }
+            other => other,
+        }
+    }
+
+    fn give_back(&self, placed: &Placed) {
+        let mut slots = self.slots.borrow_mut();
+        placed.taken.iter().for_each(|at| slots.free(*at));
+    }
+
+    async fn put(&self, at: SlotId, block: u32, data: SharedBuf, priority: Priority) -> Result<()> {
+        let Some(file) = self.data_file(at.class) else {
+            return Err(self.failed_error("a data file is gone"));
+        };
+        add(&self.counters.data_bytes, data.len() as u64);
+        self.files.write(&file, priority, at.offset(block), data).await?;
+        self.log.mark_dirty(at.class);
+        Ok(())
+    }
+
+    pub(crate) async fn install(self: Rc<Self>, chunk: ChunkId, install: Install) -> Result<()> {
+        let guard = self.lock(chunk).await?;
+        let Install { committed, pending, writers } = install;
+        let mut entry = Entry::default();
+        let mut all = Placed::default();
+        for (content, is_pending) in [(committed, false), (pending, true)] {
+            let Some(content) = content else { continue };
+            let (content, mut placed) = match self.write_installed(chunk, content).await {
+                Ok(written) => written,
+                Err(error) => {
+                    self.give_back(&all);
+                    return Err(error);
+                }
+            };
+            all.runs.append(&mut placed.runs);
+            all.taken.append(&mut placed.taken);
+            if is_pending {
+                entry.pending = Some(Box::new(content));
+            } else {
+                entry.committed = content;
+            }
+        }
+        if entry == Entry::default() {
+            if self.index.borrow().get(chunk).is_none() {
+                return Ok(());
+            }
+            return self.apply_durably(vec![Record::Drop { chunk }], Some(guard), Vec::new()).await;
+        }
+        self.store(chunk, entry, all, writers, guard).await
+    }
+
+    async fn write_installed(&self, chunk: ChunkId, install: InstallContent) -> Result<(Content, Placed)> {
+        let InstallContent { state, data } = install;
+        let empty = state.removed || state.lost;
+        if state.version.is_none() || (state.removed && state.length != 0) || (empty && !data.is_empty()) {
+            return Err(EngineError::Invalid { chunk, what: "installed state contradicts itself" });
+        }
+        if state.lost {
+            let ember = Content { version: state.version, lost: true, ..Content::default() };
+            return Ok((ember, Placed::default()));
+        }
+        let checksums = block_checksums(&data);
+        let mut built = self.build_whole(chunk, &data, &checksums)?;
+        if (built.content.length, built.content.checksum) != (state.length, state.checksum) {
+            let (length, checksum) = (built.content.length, built.content.checksum);
+            return Err(EngineError::ResultDiffers { chunk, length, checksum });
+        }
+        built.content.version = state.version;
+        built.content.removed = state.removed;
+        self.place(built, Priority::Resync).await
+    }
+
+    pub(crate) async fn commit(self: &Rc<Self>, chunk: ChunkId, version: ChunkVersion) -> Result<()> {
+        let _guard = self.lock(chunk).await?;
+        let mut entry = self.index.borrow().get(chunk).cloned().unwrap_or_default();
+        if entry.committed.version == version && !version.is_none() {
+            return Ok(());
+        }
+        match entry.pending.take() {
+            Some(pending) if pending.version == version => entry.committed = *pending,
+            _ => return Err(EngineError::NotFound(chunk)),
+        }
+        if entry.aborted.number <= version.number {
+            entry.aborted = ChunkVersion::NONE;
+        }
+        self.apply_lazily(vec![Record::Put { chunk, entry, runs: Vec::new(), writers: Vec::new() }]);
+        Ok(())
+    }
+
+    /// Drops the pending version; `remember` refuses late copies of it.
+    pub(crate) async fn drop_pending(
+        self: &Rc<Self>,
+        chunk: ChunkId,
+        version: Option<ChunkVersion>,
+        remember: bool,
+    ) -> Result<()> {
+        let guard = self.lock(chunk).await?;
+        let mut entry = self.index.borrow().get(chunk).cloned().unwrap_or_default();
+        let pending = entry.pending.as_ref().map(|p| p.version);
+        let Some(version) = version.or(pending) else { return Ok(()) };
+        if entry.committed.version == version {
+            return Err(EngineError::Invalid { chunk, what: "a committed version cannot be aborted" });
+        }
+        if pending == Some(version) {
+            entry.pending = None;
+        }
+        if remember {
+            entry.aborted = entry.aborted.max(version);
+        }
+        let mut writers = self.index.borrow().writers_of(chunk);
+        writers.retain(|w| w.version == version);
+        writers.iter_mut().for_each(|w| w.status = Status::Aborted);
+        let record = if entry == Entry::default() && writers.is_empty() {
+            Record::Drop { chunk }
+        } else {
+            Record::Put { chunk, entry, runs: Vec::new(), writers }
+        };
+        self.apply_durably(vec![record], Some(guard), Vec::new()).await
+    }
+}
+
+impl Built {
+    /// The same bytes under another version.
+    fn unchanged(old: &Content) -> Self {
+        let content = Content { version: ChunkVersion::NONE, ..old.clone() };
+        let plan = Plan { length: old.length, kept: old.extents.to_vec(), dirty: Vec::new() };
+        Self { content, fresh: Vec::new(), plan }
+    }
+}
