@@ -1,0 +1,252 @@
+//! Open files: what this process knows of an inode, and of one open of it.
+
+use crate::shared::lock;
+use ember_types::file::Attributes;
+use ember_types::{Capability, ClientId, DataId, InodeId, Instant, Layout, SessionId, UnixTime};
+use ember_wire::meta::{OpenFlags, Written};
+use std::sync::Mutex;
+use std::time::Duration;
+
+/// What this process knows of an inode with open handles; shared by all of them, so that the length is exact
+/// for whoever writes here.
+#[derive(Debug)]
+pub struct FileState {
+    inode: InodeId,
+    known: Mutex<Known>,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    data: DataId,
+    layout: Option<Layout>,
+    /// Length as meta told it last, or as our own writes made it.
+    length: u64,
+    truncate_version: u64,
+    truncating_to: Option<u64>,
+    /// End and time of writes that meta hasn't heard of.
+    unsettled: Option<(u64, UnixTime)>,
+}
+
+impl FileState {
+    pub(crate) fn new(attributes: &Attributes) -> Self {
+        let known = Known {
+            data: attributes.data,
+            layout: attributes.layout,
+            length: attributes.length,
+            truncate_version: attributes.truncate_version,
+            truncating_to: attributes.truncating_to,
+            unsettled: None,
+        };
+        Self { inode: attributes.inode, known: Mutex::new(known) }
+    }
+    /// Which inode.
+    pub fn inode(&self) -> InodeId {
+        self.inode
+    }
+    /// Takes what meta says now. Own writes that it hasn't heard of still count, unless the file was truncated
+    /// in between.
+    pub fn refresh(&self, attributes: &Attributes) {
+        let mut known = lock(&self.known);
+        if attributes.truncate_version < known.truncate_version {
+            return;
+        }
+        if attributes.truncate_version > known.truncate_version {
+            known.unsettled = None;
+        }
+        known.data = attributes.data;
+        known.layout = attributes.layout;
+        known.truncate_version = attributes.truncate_version;
+        known.truncating_to = attributes.truncating_to;
+        known.length = attributes.length.max(known.unsettled.map_or(0, |(end, _)| end));
+    }
+    /// Adds to attributes from meta what only this process knows yet.
+    pub fn overlay(&self, attributes: &mut Attributes) {
+        let known = lock(&self.known);
+        if attributes.truncate_version != known.truncate_version {
+            return;
+        }
+        if let Some((end, modified)) = known.unsettled {
+            attributes.length = attributes.length.max(end);
+            attributes.modified = attributes.modified.max(modified);
+            attributes.changed = attributes.changed.max(modified);
+        }
+    }
+    /// Length in bytes: exact as far as writes of this process go.
+    pub fn length(&self) -> u64 {
+        let known = lock(&self.known);
+        known.truncating_to.map_or(known.length, |cut| known.length.min(cut))
+    }
+    /// Where the data lie. `None` for an inode without data.
+    pub(crate) fn place(&self) -> Option<Place> {
+        let known = lock(&self.known);
+        let (data, truncate_version) = (known.data, known.truncate_version);
+        known.layout.map(|layout| Place { data, layout, truncate_version })
+    }
+    /// Notes a write that ended at `end` and began under `truncate_version`. One that a truncation overtook
+    /// counts as done before it.
+    pub(crate) fn wrote(&self, end: u64, truncate_version: u64, now: UnixTime) {
+        let mut known = lock(&self.known);
+        if known.truncate_version != truncate_version {
+            return;
+        }
+        let before = known.unsettled.map_or(0, |(end, _)| end);
+        known.unsettled = Some((before.max(end), now));
+        known.length = known.length.max(end);
+    }
+    /// What meta must be told, if anything.
+    pub(crate) fn unsettled(&self) -> Option<Written> {
+        let known = lock(&self.known);
+        known.unsettled.map(|(length, modified)| Written {
+            length,
+            truncate_version: known.truncate_version,
+            modified: Some(modified),
+        })
+    }
+    /// Meta has heard of `told`; what came after it stays unsettled.
+    pub(crate) fn settled(&self, told: &Written) {
+        let mut known = lock(&self.known);
+        let same = known
+            .unsettled
+            .is_some_and(|(end, modified)| end == told.length && Some(modified) == told.modified);
+        if same && known.truncate_version == told.truncate_version {
+            known.unsettled = None;
+        }
+    }
+}
+
+/// Where a file's data lie.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) data: DataId,
+    pub(crate) layout: Layout,
+    pub(crate) truncate_version: u64,
+}
+
+/// One open of a file by this process.
+#[derive(Debug)]
+pub struct OpenFile {
+    state: std::sync::Arc<FileState>,
+    handle: u64,
+    session: SessionId,
+    flags: OpenFlags,
+    grant: Mutex<Grant>,
+}
+
+/// The right to the data, and when to renew it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grant {
+    pub(crate) capability: Capability,
+    /// When half of its life is over, on the boot-time clock.
+    pub(crate) renew_at: Instant,
+}
+
+impl Grant {
+    /// A grant that was asked for at `asked` and lasts for `life` from then on at least.
+    pub(crate) fn new(capability: Capability, asked: Instant, life: Duration) -> Self {
+        Self { capability, renew_at: asked + life / 2 }
+    }
+}
+
+/// The session of an open: the client's id in the upper half, so that (inode, handle) rebuilds it.
+pub fn session_of(client: ClientId, handle: u64) -> SessionId {
+    SessionId::from_u128((client.as_u128() & !u128::from(u64::MAX)) | u128::from(handle))
+}
+
+impl OpenFile {
+    pub(crate) fn new(
+        state: std::sync::Arc<FileState>,
+        handle: u64,
+        session: SessionId,
+        flags: OpenFlags,
+        grant: Grant,
+    ) -> Self {
+        Self { state, handle, session, flags, grant: Mutex::new(grant) }
+    }
+    /// The inode's state, shared with the other opens of it.
+    pub fn state(&self) -> &FileState {
+        &self.state
+    }
+    /// Number that names this open within the process.
+    pub fn handle(&self) -> u64 {
+        self.handle
+    }
+    /// The session that meta knows this open by.
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+    /// How it was opened.
+    pub fn flags(&self) -> OpenFlags {
+        self.flags
+    }
+    pub(crate) fn capability(&self) -> Capability {
+        lock(&self.grant).capability
+    }
+    pub(crate) fn renew_at(&self) -> Instant {
+        lock(&self.grant).renew_at
+    }
+    pub(crate) fn set_grant(&self, grant: Grant) {
+        *lock(&self.grant) = grant;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ember_types::file::FileKind;
+
+    fn attributes(length: u64, truncate_version: u64) -> Attributes {
+        let zero = UnixTime::default();
+        Attributes {
+            inode: InodeId(5),
+            kind: FileKind::File,
+            mode: 0o644,
+            links: 1,
+            uid: 0,
+            gid: 0,
+            length,
+            accessed: zero,
+            modified: zero,
+            changed: zero,
+            device: 0,
+            layout: None,
+            data: DataId(5),
+            truncate_version,
+            content_version: 0,
+            truncating_to: None,
+        }
+    }
+
+    fn at(seconds: i64) -> UnixTime {
+        UnixTime { seconds, nanos: 0 }
+    }
+
+    #[test]
+    fn own_writes_count_until_meta_has_heard_of_them() {
+        let state = FileState::new(&attributes(10, 1));
+        state.wrote(100, 1, at(7));
+        state.refresh(&attributes(10, 1));
+        assert_eq!(state.length(), 100);
+        let mut seen = attributes(10, 1);
+        state.overlay(&mut seen);
+        assert_eq!((seen.length, seen.modified), (100, at(7)));
+        let told = state.unsettled().unwrap();
+        state.wrote(50, 1, at(8));
+        state.settled(&told);
+        assert!(state.unsettled().is_some(), "the later write is still to be told");
+        state.settled(&state.unsettled().unwrap());
+        assert_eq!(state.unsettled(), None);
+        assert_eq!(state.length(), 100);
+    }
+
+    #[test]
+    fn r19_a_truncation_voids_what_was_written_before_it() {
+        let state = FileState::new(&attributes(10, 1));
+        state.wrote(100, 1, at(7));
+        state.refresh(&attributes(0, 2));
+        assert_eq!((state.length(), state.unsettled()), (0, None));
+        state.refresh(&attributes(100, 1));
+        assert_eq!(state.length(), 0, "an older answer changes nothing");
+        state.wrote(50, 1, at(8));
+        assert_eq!(state.length(), 0, "a write that the truncation overtook came before it");
+    }
+}
