@@ -175,6 +175,7 @@ impl Space<'_> {
         let until = env.cluster + env.hold;
         if self.hold(id).await? < until {
             self.tx.set(&table::hold(id), &until.0.to_le_bytes());
+            self.require_durable();
         }
         Ok(())
     }

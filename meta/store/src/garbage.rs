@@ -24,7 +24,7 @@ pub struct Item {
     pub garbage: Garbage,
 }
 
-/// Data that storage is to remove now. Commit the claim durably first.
+/// Data that storage is to remove once the claim is committed (durably, which the claim sees to).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Doomed {
     /// The item.
@@ -55,6 +55,7 @@ impl Space<'_> {
         if self.value(&key).await?.is_none() || item.due > env.cluster {
             return Ok(None);
         }
+        self.require_durable();
         let (layout, extent) = match item.garbage.with_inode {
             false => (item.garbage.layout, item.garbage.extent.unwrap_or(u64::MAX)),
             true => {

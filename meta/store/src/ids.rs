@@ -41,7 +41,7 @@ impl IdRange {
 }
 
 impl Space<'_> {
-    /// Reserves the next `count` ids. Commit durably before using one.
+    /// Reserves the next `count` ids. The commit is durable; use none before.
     pub async fn reserve_ids(&mut self, count: u64) -> Result<IdRange> {
         let key = table::counter(NEXT);
         let value = self.value(&key).await?;
@@ -49,6 +49,7 @@ impl Space<'_> {
         let end = start.saturating_add(count);
         ensure(end < END, Status::NoSpace)?;
         self.tx.set(&key, &end.to_le_bytes());
+        self.require_durable();
         Ok(IdRange(start..end))
     }
 }

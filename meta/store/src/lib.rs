@@ -7,8 +7,9 @@
 //!   one transaction and fail one by one.
 //! - An inode record exists as long as a name, a capability or unremoved data can refer to it; ids are never
 //!   used twice (R3).
-//! - Nothing here says that data may go before the transaction that orders it is durable: [`garbage`] and
-//!   [`truncate`] hand out work only from committed records, and the caller commits these durably first.
+//! - Data go only by orders of durable transactions: [`garbage`] and [`truncate`] hand out work from committed
+//!   records, in transactions that ask for a durable commit themselves (R3). The caller may ask for more
+//!   durability before it runs operations, never for less after.
 //! - Only [`file`]'s settlement and [`truncate`] change a length; both check the truncate version (R19).
 #![forbid(unsafe_code)]
 

@@ -4,7 +4,7 @@ use crate::codec::{counter, decode, encode};
 use crate::error::{Result, ensure};
 use crate::record::{Dentry, DirTimes, Inode, Session};
 use crate::table;
-use ember_kv::{KeyRange, RangeOptions, ReadMode, Tx};
+use ember_kv::{Durability, KeyRange, RangeOptions, ReadMode, Tx};
 use ember_types::collections::FixedHashMap;
 use ember_types::file::{Attributes, Credentials};
 use ember_types::{ClusterTime, InodeId, SessionId, Status, UnixTime};
@@ -49,6 +49,11 @@ impl<'t> Space<'t> {
     /// A transaction that only reads one consistent state.
     pub fn read_only(tx: &'t mut dyn Tx) -> Self {
         Self { tx, mode: ReadMode::Snapshot, inodes: FixedHashMap::default() }
+    }
+
+    /// What is done here must survive a power failure before anybody acts on it (R3, R18).
+    pub(crate) fn require_durable(&mut self) {
+        self.tx.set_durability(Durability::Durable);
     }
 
     pub(crate) async fn value(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>> {

@@ -165,6 +165,7 @@ impl Space<'_> {
             until: env.cluster + env.claim,
         };
         self.put(&table::intent(id), &intent);
+        self.require_durable();
     }
 
     async fn intent(&mut self, id: InodeId) -> Result<Option<Intent>> {
@@ -175,7 +176,7 @@ impl Space<'_> {
         }
     }
 
-    /// Takes the right to carry out a truncation, or goes on with it. Commit durably before acting (R3).
+    /// Takes the right to carry out a truncation, or goes on with it. The commit is durable, so that the caller may act (R3).
     /// `bound` is twice the error of cluster time.
     pub async fn claim_truncation(&mut self, env: &Env<'_>, id: InodeId, bound: Duration) -> Result<Claim> {
         let Some(mut intent) = self.intent(id).await? else { return Ok(Claim::None) };
@@ -185,6 +186,7 @@ impl Space<'_> {
         intent.owner = env.owner;
         intent.until = intent.until.max(env.cluster + env.claim);
         self.put(&table::intent(id), &intent);
+        self.require_durable();
         Ok(Claim::Ours(intent))
     }
 

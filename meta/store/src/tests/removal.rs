@@ -10,7 +10,7 @@ impl World {
     }
 
     fn claim(&mut self, item: Item) -> Option<Doomed> {
-        self.run(async |s, env, _| s.claim_garbage(env, &item).await).unwrap()
+        self.run_as(Durability::Ordered, async |s, env, _| s.claim_garbage(env, &item).await).unwrap()
     }
 
     fn wrote(&mut self, id: InodeId, length: u64) {
@@ -184,7 +184,7 @@ fn r03_a_durable_claim_makes_the_unlink_durable() {
 #[test]
 fn r03_ids_are_never_handed_out_twice() {
     let mut w = World::new();
-    let mut one = w.run(async |s, _, _| s.reserve_ids(10).await).unwrap();
+    let mut one = w.run_as(Durability::Ordered, async |s, _, _| s.reserve_ids(10).await).unwrap();
     assert_eq!(one.left(), 10);
     let used: Vec<_> = std::iter::from_fn(|| one.take()).collect();
     w.kv.power_loss(|durable, _| durable);
