@@ -34,7 +34,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
 
 /// Reads one key and writes two, as a small metadata operation does.
 fn transaction(kv: &LocalKv, i: u64, durability: Durability) -> Result<(), KvError> {
-    let key = i.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes();
+    let key = [b"i".as_slice(), &i.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()].concat();
     let mut tx = kv.begin();
     tx.set_durability(durability);
     block_on(tx.get(&key, ReadMode::Serializable))?;
