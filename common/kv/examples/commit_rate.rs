@@ -1,4 +1,4 @@
-//! Durable commits a second of the local engine: `cargo run --release --example commit_rate -- DIR [SECONDS]`.
+//! Commits a second of the local engine: `cargo run --release --example commit_rate -- DIR [SECONDS]`.
 #![allow(clippy::disallowed_methods)] // A measurement: threads and real time.
 
 use std::future::Future;

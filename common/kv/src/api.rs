@@ -40,7 +40,7 @@ pub trait Kv: Send + Sync {
 /// One transaction: reads a consistent snapshot plus its own writes, and commits atomically if none of
 /// what it read (other than by `ReadMode::Snapshot`) was changed in between.
 ///
-/// Dropping it without `commit` forgets it. Errors of writes (a key that is too long, say) come from `commit`.
+/// Dropping it without `commit` forgets it. Errors of writes (a key too long, say) come from `commit`.
 pub trait Tx: Send {
     /// The value of `key`. Adds `key` to the read conflicts unless `mode` is `Snapshot`.
     fn get<'a>(

@@ -48,7 +48,7 @@ pub enum KvError {
     #[error("the watch was cancelled: its transaction did not commit")]
     Cancelled,
     /// The stored data are damaged; nothing was changed.
-    #[error("{}: damaged{}: {what}; restore the newest export with `ember meta import`", file.display(), at(offset))]
+    #[error("{}: damaged{}: {what}; restore an export with `ember meta import`", file.display(), at(offset))]
     Corrupt {
         /// The damaged file, or the store's directory if the file is not known.
         file: PathBuf,

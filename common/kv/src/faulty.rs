@@ -1,4 +1,4 @@
-//! A store around another one that delays its operations and makes outcomes unknown, as decided by the caller.
+//! A store around another one that delays its operations and makes outcomes unknown, as the caller decides.
 //!
 //! Nothing here is random: a [`Faults`] object decides each time, and waits end when the caller lets them.
 

@@ -1,7 +1,7 @@
 //! Keys whose byte order is the order of what they encode.
 //!
-//! A key is a sequence of fields: integers big-endian, byte strings escaped (0x00 becomes 0x00 0xff) and ended
-//! by 0x00 0x00, so that a string sorts before its own extensions and fields never run into each other.
+//! A key is a sequence of fields: integers big-endian, byte strings escaped (0x00 becomes 0x00 0xff) and
+//! ended by 0x00 0x00, so that a string sorts before its own extensions and fields never run into each other.
 
 /// The smallest key greater than `key`.
 pub fn successor(key: &[u8]) -> Vec<u8> {
@@ -215,7 +215,11 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
         #[test]
-        fn order_and_round_trip(a in any::<(i64, Vec<u8>, u16)>(), b in any::<(i64, Vec<u8>, u16)>(), same in any::<bool>()) {
+        fn order_and_round_trip(
+            a in any::<(i64, Vec<u8>, u16)>(),
+            b in any::<(i64, Vec<u8>, u16)>(),
+            same in any::<bool>(),
+        ) {
             let b = if same { (a.0, b.1, b.2) } else { b };
             let (x, y) = (encode(a.0, &a.1, a.2), encode(b.0, &b.1, b.2));
             prop_assert_eq!(x.cmp(&y), a.cmp(&b));

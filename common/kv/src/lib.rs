@@ -2,8 +2,8 @@
 //! [`Kv`] and [`Tx`], and the engines that implement them without a cluster.
 //!
 //! It is not a cache, and knows nothing of what is stored. Invariants: committed transactions are
-//! strictly serializable in the order of their versionstamps; what survives a crash is a prefix of that order and
-//! contains every commit that was answered as durable; damaged data are refused, never guessed.
+//! strictly serializable in the order of their versionstamps; what survives a crash is a prefix of that order
+//! and contains every commit that was answered as durable; damaged data are refused, never guessed.
 #![forbid(unsafe_code)]
 
 mod buffer;

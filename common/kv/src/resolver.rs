@@ -184,7 +184,8 @@ mod tests {
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            8 => (0u64..12, spans(), spans()).prop_map(|(lag, reads, writes)| Step::Tx { lag, reads, writes }),
+            8 => (0u64..12, spans(), spans())
+                .prop_map(|(lag, reads, writes)| Step::Tx { lag, reads, writes }),
             1 => (0u64..10).prop_map(|lag| Step::Forget { lag }),
         ]
     }
@@ -196,7 +197,10 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
         #[test]
-        fn agrees_with_the_brute_force_model(steps in prop::collection::vec(step(), 1..120), sweep in any::<bool>()) {
+        fn agrees_with_the_brute_force_model(
+            steps in prop::collection::vec(step(), 1..120),
+            sweep in any::<bool>(),
+        ) {
             let mut resolver = Resolver::new(0);
             let mut last = [0u64; 64];
             let (mut version, mut oldest) = (0u64, 0u64);

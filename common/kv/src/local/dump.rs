@@ -108,7 +108,7 @@ impl LocalKv {
     }
 }
 
-/// Reads an export to its end and says what it holds; damage is named with its offset. `name` names it in errors.
+/// Reads an export to its end and says what it holds; damage is named with its offset, the export by `name`.
 pub fn verify_export(export: &mut dyn Read, name: &Path) -> Result<ExportSummary, KvError> {
     let mut source = Source::new(export, name);
     let (cluster_id, version) = source.header()?;

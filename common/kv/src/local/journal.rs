@@ -27,7 +27,7 @@ pub(super) struct Journals {
     pub(super) torn: Option<(PathBuf, u64)>,
 }
 
-/// Checks all journals in `db` against each other and against the version known to be durable. Changes nothing.
+/// Checks all journals in `db` against each other and the version known to be durable. Changes nothing.
 pub(super) fn check(db: &Path, durable: u64) -> Result<Journals, KvError> {
     let files = list(db)?;
     let mut journals = Journals::default();
