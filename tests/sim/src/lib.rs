@@ -5,10 +5,14 @@
 //! hash proves; nothing here reads a clock, an environment variable or a random source of the machine.
 #![forbid(unsafe_code)]
 
+pub mod chain;
 pub mod check;
+pub mod cluster;
 pub mod disk;
 pub mod net;
 pub mod process;
+pub mod report;
+pub mod runner;
 pub mod trace;
 
 mod task;
@@ -18,3 +22,10 @@ pub use disk::{DiskConfig, SimFs};
 pub use net::NetConfig;
 pub use process::{CLOCK_DRIFT_PPM_MAX, Crash, ProcessId};
 pub use world::World;
+
+use runner::{Outcome, Settings};
+
+/// Runs the simulation of one seed.
+pub fn simulate(seed: u64, settings: Settings) -> Outcome {
+    chain::simulate(seed, settings)
+}

@@ -1,4 +1,104 @@
 //! The command line of the simulator.
 #![forbid(unsafe_code)]
 
-fn main() {}
+use clap::{ArgGroup, Parser};
+use ember_sim::runner::{Outcome, Settings, catch_panics, run_seed, run_seeds};
+use ember_sim::simulate;
+use ember_types::mutants;
+use std::process::ExitCode;
+
+/// Runs whole clusters on virtual time, with faults, and checks that nothing acknowledged is lost.
+///
+/// Exit codes: 0 nothing found, 1 a property does not hold, 2 wrong usage.
+#[derive(Parser, Debug)]
+#[command(name = "ember-sim", group(ArgGroup::new("what").required(true).args(["seeds", "seed", "list_mutants"])))]
+struct Args {
+    /// Run this many seeds, from --first on, and print what happened.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    seeds: Option<u64>,
+    /// Run one seed and print its trace hash.
+    #[arg(long, value_name = "K")]
+    seed: Option<u64>,
+    /// Print the names of the planted bugs.
+    #[arg(long, conflicts_with_all = ["mutate", "trace"])]
+    list_mutants: bool,
+    /// Switch a planted bug on.
+    #[arg(long, value_name = "NAME")]
+    mutate: Option<String>,
+    /// First seed of --seeds.
+    #[arg(long, value_name = "K", default_value_t = 1, requires = "seeds")]
+    first: u64,
+    /// Number of threads; one for each processor if not given.
+    #[arg(long, value_name = "N", requires = "seeds")]
+    threads: Option<usize>,
+    /// Print every message, disk operation and answer of --seed to standard error.
+    #[arg(long, requires = "seed")]
+    trace: bool,
+}
+
+const PROGRAM: &str = "cargo run -p ember-sim --release --";
+
+fn replay(seed: u64, settings: Settings) -> String {
+    let mutate = settings.mutant.map(|name| format!(" --mutate {name}")).unwrap_or_default();
+    format!("{PROGRAM} --seed {seed}{mutate}")
+}
+
+fn print_failure(outcome: &Outcome, settings: Settings) {
+    println!("violated: {}", outcome.failure.as_deref().unwrap_or_default());
+    println!("seed {}: replay it by: {}", outcome.seed, replay(outcome.seed, settings));
+}
+
+fn one(seed: u64, settings: Settings) -> ExitCode {
+    let outcome = run_seed(simulate, seed, settings);
+    if outcome.failure.is_some() {
+        print_failure(&outcome, settings);
+    }
+    println!("{:016x}", outcome.hash);
+    if outcome.failure.is_some() { ExitCode::from(1) } else { ExitCode::SUCCESS }
+}
+
+fn many(args: &Args, count: u64, settings: Settings) -> ExitCode {
+    let threads = args
+        .threads
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+    let batch = run_seeds(simulate, args.first, count, threads, settings);
+    let Some(failed) = &batch.failed else {
+        print!("{}", batch.totals.table());
+        return ExitCode::SUCCESS;
+    };
+    if let Some(name) = settings.mutant {
+        let clean = run_seed(simulate, failed.seed, Settings { mutant: None, ..settings });
+        println!(
+            "planted bug {name}: the seed {} without it",
+            if clean.failure.is_some() { "fails too" } else { "passes" }
+        );
+    }
+    print_failure(failed, settings);
+    ExitCode::from(1)
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if args.list_mutants {
+        for (name, _) in mutants::ALL {
+            println!("{name}");
+        }
+        return ExitCode::SUCCESS;
+    }
+    let known = |wanted: &String| mutants::ALL.iter().map(|&(name, _)| name).find(|name| name == wanted);
+    let mutant = args.mutate.as_ref().map(known);
+    if mutant == Some(None) {
+        eprintln!(
+            "error: no planted bug is called {:?}: --list-mutants prints their names",
+            args.mutate.unwrap_or_default()
+        );
+        return ExitCode::from(2);
+    }
+    let settings = Settings { mutant: mutant.flatten(), log: args.trace };
+    catch_panics();
+    match (args.seed, args.seeds) {
+        (Some(seed), _) => one(seed, settings),
+        (None, Some(count)) => many(&args, count, settings),
+        (None, None) => ExitCode::from(2),
+    }
+}

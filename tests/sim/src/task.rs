@@ -4,6 +4,7 @@ use crate::process::ProcessId;
 use crate::world::World;
 use ember_rt::LocalBoxFuture;
 use std::collections::VecDeque;
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Wake, Waker};
@@ -153,6 +154,10 @@ impl World {
     ) {
         let id = self.0.tasks.borrow_mut().add(&self.0.ready, (process, incarnation), name, future);
         self.0.ready.push(id);
+    }
+    /// Starts a task outside any process.
+    pub fn spawn_harness(&self, name: &'static str, task: impl Future<Output = ()> + 'static) {
+        self.spawn_task(ProcessId::HARNESS, 0, name, Box::pin(task));
     }
     pub(crate) fn requeue(&self, id: TaskId) {
         self.0.ready.push(id);

@@ -32,6 +32,8 @@ pub enum Refusal {
     NotDirectory,
     /// The inode is gone.
     Stale,
+    /// A directory would move below itself.
+    Loop,
 }
 
 /// What was asked.
@@ -286,7 +288,7 @@ fn rename(tree: &Tree, ask: &Ask) -> Outcome {
     let target = tree.dirs.get(&to).ok_or(Refusal::NotFound)?.get(&new_name).copied();
     let mut after = tree.clone();
     if tree.dirs.contains_key(&moved) && tree.is_below(to, moved) {
-        return Err(Refusal::NotDirectory);
+        return Err(Refusal::Loop);
     }
     match target {
         Some(_) if no_replace => return Err(Refusal::Exists),
