@@ -202,6 +202,11 @@ impl Space<'_> {
         Ok(done)
     }
 
+    /// Whether that open is recorded as one for writing.
+    pub async fn has_session(&mut self, id: InodeId, session: SessionId) -> Result<bool> {
+        Ok(self.find_session(id, session).await?.is_some())
+    }
+
     /// Takes in what was written to a file that stays open. `Stale` if the inode is gone (R3).
     pub async fn report(
         &mut self,

@@ -32,7 +32,7 @@ pub mod table;
 pub mod truncate;
 
 pub use attributes::{Change, SetAttributes, SetTime};
-pub use create::{NewIds, Placement};
+pub use create::{NewIds, NodeRequest, Placement};
 pub use dentry::{COOKIE_FIRST, position_of};
 pub use error::{Error, Result};
 pub use file::{Found, OpenFlags, OpenRequest, Opened, Report, Written};

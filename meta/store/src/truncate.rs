@@ -28,6 +28,15 @@ pub enum Progress<T> {
 }
 
 impl<T> Progress<T> {
+    /// The same with another result.
+    pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Progress<U> {
+        match self {
+            Self::Done(value) => Progress::Done(f(value)),
+            Self::Query(query) => Progress::Query(query),
+            Self::Finish => Progress::Finish,
+        }
+    }
+
     /// The result, if it is done.
     pub fn done(self) -> Option<T> {
         match self {
