@@ -400,6 +400,8 @@ pub struct ForwardRequest {
     pub checksums: Vec<u32>,
     /// Records of other writers of the chunk, with a whole chunk (R12).
     pub writers: Vec<WriterRecord>,
+    /// Grows when the sender sends again what may still arrive: a lower one is late and refused.
+    pub epoch: u32,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -422,6 +424,7 @@ struct FixedForward {
     channel: U32,
     sequence: U64,
     checksums: U32,
+    epoch: U32,
 }
 
 impl Body for ForwardRequest {
@@ -445,6 +448,7 @@ impl Body for ForwardRequest {
             channel: self.tag.channel.0.into(),
             sequence: self.tag.sequence.0.into(),
             checksums: (self.checksums.len() as u32).into(),
+            epoch: self.epoch.into(),
         };
         out.extend_from_slice(fixed.as_bytes());
         put_checksums(&self.checksums, out);
@@ -477,6 +481,7 @@ impl Body for ForwardRequest {
             },
             checksums: checksums(blocks)?,
             writers,
+            epoch: fixed.epoch.get(),
         })
     }
 }
@@ -508,6 +513,7 @@ mod tests {
             tag,
             checksums: vec![1, 2, 3],
             writers: vec![WriterRecord { tag, version: version(8), length: 5, status: Status::Ok }],
+            epoch: 3,
         }
     }
 

@@ -41,6 +41,9 @@ pub struct AbortRequest {
     /// The version to drop; late copies of it are refused.
     #[n(2)]
     pub version: ChunkVersion,
+    /// As in [`ForwardRequest`].
+    #[n(3)]
+    pub epoch: u32,
 }
 
 /// Answer to [`AbortRequest`], once the drop is durable here and behind.
@@ -169,7 +172,8 @@ pub struct ListResponse {
     pub total: u64,
 }
 
-/// The whole state of one chunk (R11). The payload is the committed content, then the pending content.
+/// What a syncing target must hold of one chunk (R11). The payload is the committed content. Pending versions
+/// reach it as forwards.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
 #[cbor(map)]
 pub struct SyncRequest {
@@ -182,28 +186,22 @@ pub struct SyncRequest {
     /// The state to install. `committed` = `NONE`: the target must hold nothing.
     #[n(2)]
     pub state: ChunkSummary,
-    /// Length of the pending content, in bytes.
-    #[n(3)]
-    pub pending_length: u32,
-    /// CRC32C of the pending content.
-    #[n(4)]
-    pub pending_checksum: u32,
-    /// Whether the pending version is a removal.
-    #[n(5)]
-    pub pending_removed: bool,
     /// Records of the chunk's writers.
-    #[n(6)]
+    #[n(3)]
     pub writers: Vec<WriterRecord>,
-    /// Largest length that the chunk may have.
-    #[n(7)]
-    pub chunk_size: u32,
+    /// CRC32C of each block of the payload.
+    #[n(4)]
+    pub checksums: Vec<u32>,
     /// No chunk: the comparison is complete, the target may report itself up to date (R6: void after a
     /// chain change).
-    #[n(8)]
+    #[n(5)]
     pub done: bool,
     /// The content cannot be read on any replica: the target records it as lost (R10).
-    #[n(9)]
+    #[n(6)]
     pub lost: bool,
+    /// As in [`ForwardRequest`].
+    #[n(7)]
+    pub epoch: u32,
 }
 
 /// Answer to [`SyncRequest`], once the state is durable.
