@@ -14,5 +14,5 @@ pub mod signals;
 pub use admin::{AdminPage, Health};
 pub use config::{ConfigError, load_config, show_defaults};
 pub use logs::{LogConfig, start_logs};
-pub use metrics::Metrics;
+pub use metrics::{Counter, Gauge, Metrics};
 pub use signals::shutdown_signal;

@@ -1,10 +1,11 @@
 //! Metrics in the Prometheus text format.
 
 use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::sync::{Arc, Mutex, PoisonError};
+
+pub use prometheus_client::metrics::counter::Counter;
+pub use prometheus_client::metrics::gauge::Gauge;
 
 /// The metrics of one process; cheap to clone, shared by its threads. Names get the prefix `ember_`.
 #[derive(Clone)]
