@@ -123,6 +123,7 @@ impl Engine {
             files.remove(&segment_name(number))?;
             files.sync_dir()?;
         }
+        loaded.flush(&files).await?;
         let number = loaded.last_segment + 1;
         let sequence = loaded.next_sequence;
         let segment = create_segment(&files, target.0, number, sequence, &loaded.corrections).await?;
@@ -153,10 +154,9 @@ impl Engine {
             slots.grow(class, slots_in(class, files.len(file)?));
         }
         for at in index.used_slots() {
-            if !slots.take(at) {
-                let name = crate::class::data_name(at.class);
-                return Err(EngineError::corrupt(files.path(&name), at.offset(0), "slot is not in the file"));
-            }
+            // The file may end within its last slot, if the power failed before its growth was flushed.
+            slots.grow(at.class, at.slot + 1);
+            slots.take(at);
         }
         Ok(Self(Rc::new(Inner {
             rt: rt.clone(),

@@ -16,8 +16,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 
-/// Bytes by which a segment's space is reserved.
-const SEGMENT_STEP: u64 = 4 << 20;
+/// Least and most bytes by which the space of a segment is reserved.
+const SEGMENT_STEP: (u64, u64) = (1 << 20, 16 << 20);
 /// A batch takes no more items from here on.
 const BATCH_BYTES: usize = 1 << 20;
 /// Without anybody who waits, this many items start a batch.
@@ -139,7 +139,7 @@ pub(crate) async fn create_segment(
     let of = FrameOf { target, kind: LOG, file: number };
     let frame = frame::build(of, sequence, records.len() as u32, &payload);
     let offset = frame.len() as u64;
-    let allocated = SEGMENT_STEP.max(offset);
+    let allocated = SEGMENT_STEP.0.max(offset.next_multiple_of(frame::ALIGN as u64));
     let written = async {
         files.allocate(&file, 0, allocated).await?;
         files.write(&file, Priority::Foreground, 0, frame.into()).await?;
@@ -305,7 +305,10 @@ impl Inner {
         if end <= allocated {
             return Ok(());
         }
-        let more = SEGMENT_STEP.max(end - allocated);
+        let more = (end / 4)
+            .next_multiple_of(frame::ALIGN as u64)
+            .clamp(SEGMENT_STEP.0, SEGMENT_STEP.1)
+            .max(end - allocated);
         match self.files.allocate(file, allocated, more).await {
             Ok(()) => self.log.segment.borrow_mut().allocated = allocated + more,
             Err(error) if is_full(&error) => {

@@ -121,6 +121,25 @@ async fn replay(files: &Files, target: u64, segments: &[u64], loaded: &mut Loade
     Ok(())
 }
 
+impl Loaded {
+    /// Flushes what was loaded: if only the process died, it may still lie in a cache, and from here on
+    /// recovery takes it for granted.
+    pub(crate) async fn flush(&self, files: &Files) -> Result<()> {
+        let data = DataFiles::open(files)?;
+        for file in data.data.iter().flatten() {
+            files.sync(file).await?;
+        }
+        for number in self.checkpoint.1..=self.last_segment {
+            if let Some(file) = files.open(&segment_name(number))? {
+                let synced = files.sync(&file).await;
+                files.close(&file);
+                synced?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Where the whole frames of a segment end.
 struct SegmentEnd {
     /// The segment's first frame was flushed before the checkpoint was made.

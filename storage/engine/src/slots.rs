@@ -47,8 +47,8 @@ impl Slots {
         class.total = class.total.max(total);
     }
     /// Takes a slot that recovery found in use.
-    pub(crate) fn take(&mut self, at: SlotId) -> bool {
-        self.class(at.class).free.remove(&at.slot)
+    pub(crate) fn take(&mut self, at: SlotId) {
+        self.class(at.class).free.remove(&at.slot);
     }
     /// Takes the first free slot of a class.
     pub(crate) fn allocate(&mut self, class: u8) -> Option<SlotId> {
