@@ -102,7 +102,10 @@ pub struct TargetReport {
     /// The generation that its disk holds.
     #[n(1)]
     pub generation: Generation,
-    /// Its local state.
+    /// Its local state. After a restart a target is `UpToDate` if its recovery is complete and it was not in the
+    /// middle of a sync, else `Online`. A syncing target is `Online` from the moment it applies the chain version
+    /// that made it so, and `UpToDate` under exactly that version when its sync is done (R6). A target that was
+    /// reported `Offline` doesn't serve again before it has applied a higher chain version.
     #[n(2)]
     pub state: LocalState,
     /// The highest chain version that it has applied: under it the local state holds (R1).
@@ -129,6 +132,9 @@ pub struct TargetReport {
     /// A damaged target asks for a new generation: its old content has been set aside.
     #[n(10)]
     pub wants_replacement: bool,
+    /// It has been told under `chain_version` that it isn't serving, and won't serve before a higher one (R1).
+    #[n(11)]
+    pub stopped: bool,
 }
 
 /// How far a resync has come.
