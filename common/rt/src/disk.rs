@@ -104,13 +104,15 @@ pub struct OpenMode {
     pub direct: bool,
 }
 
-/// Space of the file system that holds a disk, in bytes.
+/// Space of the file system that holds a disk; numbers are bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Space {
     /// All.
     pub total: u64,
     /// Free for us.
     pub available: u64,
+    /// Identifies the file system on this machine, so that two disks on one are counted once.
+    pub file_system: u64,
 }
 
 /// Opens disks.

@@ -188,6 +188,7 @@ impl Root {
         Ok(ember_rt::disk::Space {
             total: stat.f_blocks.saturating_mul(stat.f_frsize),
             available: stat.f_bavail.saturating_mul(stat.f_frsize),
+            file_system: rustix::fs::fstat(&self.fd).map_err(self.told("measure", ""))?.st_dev,
         })
     }
 }

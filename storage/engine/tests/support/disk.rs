@@ -477,7 +477,7 @@ impl Disk for FaultDisk {
     }
     fn space(&self) -> io::Result<Space> {
         let state = self.0.borrow();
-        Ok(Space { total: state.total, available: state.available() })
+        Ok(Space { total: state.total, available: state.available(), file_system: 0 })
     }
     fn is_direct(&self) -> bool {
         true

@@ -454,7 +454,7 @@ impl Disk for SimDisk {
         let state = self.fs.state.borrow();
         let used: u64 = state.files.values().map(FileData::stored_bytes).sum();
         let available = if state.config.full { 0 } else { state.config.capacity.saturating_sub(used) };
-        Ok(Space { total: state.config.capacity, available })
+        Ok(Space { total: state.config.capacity, available, file_system: 0 })
     }
     fn is_direct(&self) -> bool {
         true

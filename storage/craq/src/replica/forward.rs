@@ -1,0 +1,346 @@
+//! Updates along the chain: forwards, commits coming back, aborts.
+
+use super::active::{Job, Phase, Update};
+use super::{Ctx, Purpose, RETRY, Replica, Role, payload_of, same};
+use crate::io::{Address, Answer, Forward, Message, Output, Payload, SendId, Token};
+use crate::state::{Change, Content};
+use ember_types::{ChunkId, ChunkVersion, Status, TargetId, WriterRecord, mutant};
+use std::time::Duration;
+
+/// A note "in use" is asked for again after so long.
+const NOTE_AGAIN: Duration = Duration::from_millis(500);
+
+impl Replica {
+    /// Moves an update on as far as it goes.
+    pub(super) fn step(&mut self, ctx: &mut Ctx, chunk: ChunkId) {
+        if !self.ready || self.role != Role::Serving {
+            return;
+        }
+        let successor = self.successor();
+        let skips = mutant!(r06_tail_ignores_syncing) && self.successor_is_syncing();
+        let Some(update) = self.active.get_mut(&chunk).and_then(|a| a.update_mut()) else { return };
+        let due = update.retry_at.is_none_or(|at| at <= ctx.now);
+        match update.phase {
+            Phase::Held if successor.is_none() || skips => {
+                update.phase = Phase::Acked;
+                self.commit_if_allowed(ctx, chunk);
+            }
+            Phase::Acked => self.commit_if_allowed(ctx, chunk),
+            Phase::Held if due => self.send_forward(ctx, chunk),
+            Phase::Aborting(None, status) if due => {
+                let version = update.result.version;
+                let Some(to) = successor else {
+                    update.phase = Phase::Dropping(status);
+                    return ctx.out.push(Output::Drop { chunk, version });
+                };
+                update.retry_at = None;
+                let (id, epoch) = (self.new_send(Purpose::Abort(chunk)), self.epoch);
+                if let Some(update) = self.active.get_mut(&chunk).and_then(|a| a.update_mut()) {
+                    update.phase = Phase::Aborting(Some(id), status);
+                }
+                ctx.out.push(Output::Send { id, to, message: Message::Abort { epoch, chunk, version } });
+            }
+            _ => {}
+        }
+    }
+
+    /// Everybody behind holds it: the tail decides (R6, R7), the others follow.
+    fn commit_if_allowed(&mut self, ctx: &mut Ctx, chunk: ChunkId) {
+        let Some(chain) = &self.chain else { return };
+        if self.is_tail() {
+            if !chain.in_use {
+                if self.note_at.is_none() {
+                    ctx.out.push(Output::NoteInUse(chain.version));
+                    self.note_at = Some(ctx.now + NOTE_AGAIN);
+                }
+                return;
+            }
+            if !self.confirmed {
+                return;
+            }
+        }
+        if let Some(update) = self.active.get_mut(&chunk).and_then(|a| a.update_mut()) {
+            update.phase = Phase::Committing;
+            ctx.out.push(Output::Commit { chunk, version: update.result.version });
+        }
+    }
+
+    fn send_forward(&mut self, ctx: &mut Ctx, chunk: ChunkId) {
+        let Some(to) = self.successor() else { return };
+        let (id, epoch) = (self.new_send(Purpose::Forward(chunk)), self.epoch);
+        let syncing = self.successor_is_syncing();
+        let Some(update) = self.active.get_mut(&chunk).and_then(|a| a.update_mut()) else { return };
+        let lost_bytes = update.payload.is_none() && matches!(update.change, Change::Write { length: 1.., .. });
+        let needs_whole = (update.whole || syncing || lost_bytes) && update.change != Change::Remove;
+        let version = update.result.version;
+        let (change, payload) = match update.change {
+            Change::Whole { .. } => (update.change, payload_of(update.payload, version)),
+            _ if needs_whole => (Change::Whole { length: update.result.length }, Payload::Stored(version)),
+            Change::Write { length: 1.., .. } => (update.change, payload_of(update.payload, version)),
+            other => (other, Payload::Empty),
+        };
+        let forward = Forward {
+            chunk,
+            change,
+            chunk_size: update.chunk_size,
+            base: update.base,
+            result: update.result,
+            tag: update.record.tag,
+            writers: if change.replaces_all() { update.writers.clone() } else { Vec::new() },
+        };
+        update.phase = Phase::Forwarding(id);
+        update.since.get_or_insert(ctx.now);
+        update.retry_at = None;
+        ctx.out.push(Output::Send { id, to, message: Message::Forward { epoch, forward, payload } });
+    }
+
+    pub(super) fn on_forward_answer(&mut self, ctx: &mut Ctx, chunk: ChunkId, id: SendId, answer: Answer) {
+        let Some(update) = self.active.get_mut(&chunk).and_then(|a| a.update_mut()) else { return };
+        if update.phase != Phase::Forwarding(id) {
+            return;
+        }
+        update.phase = Phase::Held;
+        let later = Some(ctx.now + RETRY);
+        if answer != Answer::Lost {
+            update.since = None;
+        }
+        match answer {
+            Answer::Reply { status: Status::Ok, version, .. } if same(version, update.result.version) => {
+                update.phase = Phase::Acked;
+            }
+            Answer::Reply { status: Status::Corrupt, .. } => {
+                // The successor can't make the same content out of its own: once more, whole (R14).
+                update.retry_at = if update.whole { later } else { None };
+                update.whole = true;
+            }
+            Answer::Reply { status: status @ (Status::NoSpace | Status::InvalidArgument), .. } => {
+                return self.on_refused(ctx, chunk, status);
+            }
+            Answer::Reply { status: Status::DeviceError, .. } => {
+                update.retry_at = later;
+                self.accuse(ctx, true);
+            }
+            Answer::Reply { .. } | Answer::Lost => update.retry_at = later,
+        }
+        self.step(ctx, chunk);
+    }
+
+    /// The successor refuses an update for good (R13). One that was numbered under this very chain version
+    /// can't have been committed by anybody: the head aborts it. An older one may have been: it stays.
+    fn on_refused(&mut self, ctx: &mut Ctx, chunk: ChunkId, status: Status) {
+        let (head, current) = (self.is_head(), self.chain_version());
+        let Some(update) = self.active.get_mut(&chunk).and_then(|a| a.update_mut()) else { return };
+        if update.result.version.chain_version != current {
+            update.retry_at = Some(ctx.now + RETRY);
+            return self.accuse(ctx, true);
+        }
+        if head {
+            update.phase = Phase::Aborting(None, status);
+            if mutant!(r13_abort_forgets_locally) {
+                update.phase = Phase::Dropping(status);
+                ctx.out.push(Output::Drop { chunk, version: update.result.version });
+            }
+            return self.step(ctx, chunk);
+        }
+        update.phase = Phase::Refused(status);
+        update.answer_peer(ctx, status);
+    }
+
+    pub(super) fn accuse(&mut self, ctx: &mut Ctx, device: bool) {
+        if let Some(to) = self.successor() {
+            ctx.out.push(Output::Accuse { target: to.target, device });
+        }
+    }
+
+    pub(super) fn on_forward(
+        &mut self,
+        ctx: &mut Ctx,
+        token: Token,
+        to: &Address,
+        from: TargetId,
+        epoch: u32,
+        forward: Forward,
+    ) {
+        if let Err(status) = self.check_peer(to, Some(from), epoch) {
+            return ctx.refuse(token, status);
+        }
+        // Only a predecessor at this very chain version forwards (R6).
+        self.confirm(ctx);
+        let (chunk, role) = (forward.chunk, self.role);
+        let version = forward.result.version;
+        let active = self.load(ctx, chunk);
+        match &mut active.job {
+            Some(Job::Update(update)) if same(update.result.version, version) => {
+                if let Some(old) = update.upstream.replace(token) {
+                    ctx.refuse(old, Status::Busy);
+                    if update.payload == Some(old) {
+                        update.payload = None;
+                    }
+                }
+                if let Phase::Refused(status) = update.phase {
+                    update.answer_peer(ctx, status);
+                }
+                return;
+            }
+            Some(_) => return ctx.refuse(token, Status::Busy),
+            None => {}
+        }
+        let own = active.state.committed;
+        let whole = forward.change.replaces_all();
+        let equal_bytes = (own.removed, own.length, own.checksum)
+            == (forward.result.removed, forward.result.length, forward.result.checksum);
+        let unordered = mutant!(r05_number_alone_identifies);
+        if same(own.version, version) && (equal_bytes || unordered) {
+            ctx.reply(token, Status::Ok, version, own.length);
+        } else if role == Role::Syncing || same(own.version, version) {
+            match whole {
+                true => return self.install_forward(ctx, token, forward),
+                false => ctx.refuse(token, Status::Corrupt),
+            }
+        } else if same(own.version, forward.base)
+            || (forward.base.is_none() && own.removed)
+            || (whole && own.is_absent())
+        {
+            return self.prepare_forward(ctx, token, forward);
+        } else {
+            let status = if whole { Status::Internal } else { Status::Corrupt };
+            ctx.refuse(token, status);
+        }
+        self.run_next(ctx, chunk);
+    }
+
+    fn prepare_forward(&mut self, ctx: &mut Ctx, token: Token, forward: Forward) {
+        let (chunk, result) = (forward.chunk, forward.result);
+        let record = WriterRecord {
+            tag: forward.tag,
+            version: result.version,
+            length: result.length,
+            status: Status::Ok,
+        };
+        let active = self.load(ctx, chunk);
+        let base = active.state.committed.version;
+        let records = match forward.change {
+            Change::Whole { .. } => forward.writers,
+            _ => active.state.writers.clone(),
+        };
+        let writers = self.channels.with(&records, record, chunk);
+        let mut update = Update::new(result, base, forward.change, forward.chunk_size, record);
+        update.expected = true;
+        update.writers = writers.clone();
+        update.payload = Some(token);
+        update.upstream = Some(token);
+        let payload = match forward.change {
+            Change::Write { length: 1.., .. } | Change::Whole { length: 1.. } => Payload::Request(token),
+            _ => Payload::Empty,
+        };
+        ctx.out.push(Output::Prepare {
+            chunk,
+            base,
+            version: result.version,
+            change: forward.change,
+            chunk_size: forward.chunk_size,
+            record,
+            writers,
+            payload,
+        });
+        self.load(ctx, chunk).job = Some(Job::Update(update));
+    }
+
+    /// A syncing target takes whole contents as committed: nobody reads it before it serves, and nobody
+    /// behind it can refuse.
+    fn install_forward(&mut self, ctx: &mut Ctx, token: Token, forward: Forward) {
+        let writers = forward.writers;
+        self.install(ctx, token, forward.chunk, forward.result, writers, forward.chunk_size);
+    }
+
+    pub(super) fn install(
+        &mut self,
+        ctx: &mut Ctx,
+        token: Token,
+        chunk: ChunkId,
+        content: Content,
+        writers: Vec<WriterRecord>,
+        chunk_size: u32,
+    ) {
+        let payload = match content.is_absent() || content.length == 0 {
+            true => Payload::Empty,
+            false => Payload::Request(token),
+        };
+        ctx.out.push(Output::Install { chunk, content, writers: writers.clone(), chunk_size, payload });
+        self.load(ctx, chunk).job = Some(Job::Install { token: Some(token), content, writers });
+    }
+
+    pub(super) fn on_installed(&mut self, ctx: &mut Ctx, chunk: ChunkId) {
+        let Some(active) = self.active.get_mut(&chunk) else { return };
+        let Some(Job::Install { token, content, writers }) = active.job.take() else { return };
+        for record in &writers {
+            self.channels.commit(record, chunk);
+        }
+        active.state = crate::state::ChunkState { committed: content, pending: None, writers };
+        if let Some(token) = token {
+            ctx.reply(token, Status::Ok, content.version, content.length);
+        }
+        self.run_next(ctx, chunk);
+    }
+
+    /// The predecessor drops an update that was refused here or behind: first those behind, then this one,
+    /// so that whoever holds a version has predecessors that hold it (R13).
+    pub(super) fn on_abort(
+        &mut self,
+        ctx: &mut Ctx,
+        token: Token,
+        to: &Address,
+        epoch: u32,
+        chunk: ChunkId,
+        version: ChunkVersion,
+    ) {
+        if let Err(status) = self.check_peer(to, None, epoch) {
+            return ctx.refuse(token, status);
+        }
+        self.confirm(ctx);
+        let active = self.load(ctx, chunk);
+        let committed = same(active.state.committed.version, version);
+        let status = match active.update_mut().filter(|u| same(u.result.version, version)) {
+            None if committed => Status::Conflict,
+            None => Status::Ok,
+            Some(update) => match update.phase {
+                Phase::Refused(status) => {
+                    update.phase = Phase::Aborting(None, status);
+                    update.aborter = Some(token);
+                    return self.step(ctx, chunk);
+                }
+                Phase::Aborting(..) | Phase::Dropping(_) => {
+                    if let Some(old) = update.aborter.replace(token) {
+                        ctx.refuse(old, Status::Busy);
+                    }
+                    return;
+                }
+                Phase::Acked | Phase::Committing => Status::Conflict,
+                Phase::Preparing { .. } | Phase::Held | Phase::Forwarding(_) => Status::Busy,
+            },
+        };
+        ctx.refuse(token, status);
+        self.run_next(ctx, chunk);
+    }
+
+    pub(super) fn on_abort_answer(&mut self, ctx: &mut Ctx, chunk: ChunkId, id: SendId, answer: Answer) {
+        let Some(update) = self.active.get_mut(&chunk).and_then(|a| a.update_mut()) else { return };
+        let Phase::Aborting(sent, status) = update.phase else { return };
+        if sent != Some(id) {
+            return;
+        }
+        match answer {
+            Answer::Reply { status: Status::Ok, .. } => {
+                update.phase = Phase::Dropping(status);
+                ctx.out.push(Output::Drop { chunk, version: update.result.version });
+            }
+            // It is committed there after all.
+            Answer::Reply { status: Status::Conflict, .. } => update.phase = Phase::Held,
+            _ => {
+                update.phase = Phase::Aborting(None, status);
+                update.retry_at = Some(ctx.now + RETRY);
+            }
+        }
+        self.step(ctx, chunk);
+    }
+}

@@ -1,0 +1,29 @@
+//! Settings.
+
+ember_types::config! {
+    /// The storage service.
+    pub struct StorageConfig {
+        /// Where it listens: `IP:PORT` or `unix:/path`, in the order in which others try them.
+        pub listen: Vec<String> = Vec::new(),
+        /// Directories that hold targets, one a disk. The order is part of the node's identity.
+        pub disks: Vec<String> = Vec::new(),
+        /// Operations that each disk has in flight at most.
+        pub disk_depth: usize = 128,
+        /// Bytes of a disk that updates leave free.
+        pub reserve_bytes: u64 = 256 << 20,
+        /// Free space below which no new chunks are made, in bytes; updates of existing ones go on.
+        pub no_create_bytes: u64 = 512 << 20,
+        /// How long tombstones of removed chunks are kept, in milliseconds: longer than any message lives.
+        pub tombstone_ms: u64 = 600_000,
+        /// Longest time for one message to another replica, in milliseconds.
+        pub forward_timeout_ms: u64 = 4_000,
+        /// Every stored byte is read and checked once in this time, in seconds; 0 switches the scrub off.
+        pub scrub_period_s: u64 = 7 * 24 * 3600,
+        /// Bytes per second that the scrub reads at most, on each disk.
+        pub scrub_bytes_per_s: u64 = 32 << 20,
+        /// Bytes per second that each resync sends at most; 0 is no limit.
+        pub resync_bytes_per_s: u64 = 0,
+        /// Connections at once.
+        pub connections_max: usize = 4096,
+    }
+}

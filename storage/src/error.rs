@@ -1,0 +1,30 @@
+//! Why the service ends.
+
+/// Why a storage node can't start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// It can't listen.
+    #[error("cannot listen on {address}: {what}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why not.
+        what: String,
+    },
+    /// A setting makes no sense.
+    #[error("setting `{name}` of the storage service: {what}")]
+    Config {
+        /// Which one.
+        name: &'static str,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A disk can't be used at all.
+    #[error("disk {path}: {source}")]
+    Disk {
+        /// Its directory.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,384 @@
+//! The node: its disks, its targets, its place in the cluster.
+
+use crate::config::StorageConfig;
+use crate::error::StorageError;
+use crate::remove::Removals;
+use crate::server::Door;
+use crate::slots::Slot;
+use crate::target::Target;
+use ember_client::mgmtd::{Lease, NodeAgent, NodeIdentity, NodeState, RoutingCache};
+use ember_craq::{Input, Replica, Role};
+use ember_net::{Pool, Server, ServerIdentity, ServerOptions};
+use ember_rt::disk::DiskQueue;
+use ember_rt::net::Listener;
+use ember_rt::select::{Either3, join_all, select3};
+use ember_rt::{Addr, Rt, watch};
+use ember_types::{CapabilityKey, Chain, ClientId, Instant, LocalState, NodeId, TargetId, TargetInfo};
+use ember_wire::mgmtd::{SyncProgress, TargetOrder, TargetReport};
+use ember_wire::storage::DiskSpace;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How often replicas look at the clock.
+const TICK: Duration = Duration::from_millis(50);
+/// How often space is looked at and engines are flushed.
+const UPKEEP: Duration = Duration::from_millis(1000);
+/// Tombstones forgotten and slots given back at once.
+const UPKEEP_MAX: usize = 256;
+
+/// What the daemon is made of.
+pub struct Parts {
+    /// Who it is to those who call it.
+    pub server: ServerIdentity,
+    /// Connections to others, under its own identity.
+    pub pool: Pool,
+    /// Routing; it names the mgmtd servers too.
+    pub routing: RoutingCache,
+    /// Who it is to mgmtd. Its addresses and number of disks are replaced by the real ones.
+    pub node: NodeIdentity,
+    /// Checks capabilities.
+    pub key: CapabilityKey,
+}
+
+/// What every target of the node needs.
+pub(crate) struct NodeContext {
+    pub(crate) rt: Rt,
+    pub(crate) config: StorageConfig,
+    pub(crate) routing: RoutingCache,
+    pub(crate) pool: Pool,
+    agent: OnceCell<NodeAgent>,
+    no_lease: Lease,
+    repairs: Cell<u64>,
+    /// When the next resync message may be sent.
+    resync_at: Cell<Instant>,
+}
+
+impl NodeContext {
+    /// The node's lease; before it has joined, one that never holds.
+    pub(crate) fn lease(&self) -> &Lease {
+        self.agent.get().map_or(&self.no_lease, NodeAgent::lease)
+    }
+    /// Sends a heartbeat soon: something changed.
+    pub(crate) fn nudge(&self) {
+        if let Some(agent) = self.agent.get() {
+            agent.nudge();
+        }
+    }
+    pub(crate) fn count_repair(&self) {
+        self.repairs.set(self.repairs.get() + 1);
+    }
+    /// Cluster time in milliseconds, 0 if unknown.
+    pub(crate) fn cluster_ms(&self) -> u64 {
+        self.routing.clock().earliest(self.rt.now()).map_or(0, |time| time.0)
+    }
+    /// Waits until a resync message of so many bytes may be sent.
+    pub(crate) async fn pace_resync(&self, bytes: usize) {
+        let rate = self.config.resync_bytes_per_s;
+        if rate == 0 {
+            return;
+        }
+        let now = self.rt.now();
+        let at = self.resync_at.get().max(now);
+        let cost = Duration::from_nanos((bytes as u64).saturating_mul(1_000_000_000) / rate);
+        self.resync_at.set(at + cost);
+        self.rt.sleep_until(at).await;
+    }
+}
+
+/// A storage node.
+pub(crate) struct Node {
+    pub(crate) context: Rc<NodeContext>,
+    pub(crate) id: NodeId,
+    pub(crate) cluster: ember_types::ClusterId,
+    pub(crate) key: CapabilityKey,
+    pub(crate) disks: Vec<DiskQueue>,
+    pub(crate) slots: RefCell<BTreeMap<TargetId, Slot>>,
+    pub(crate) removals: Removals,
+}
+
+impl Node {
+    /// A target in service.
+    pub(crate) fn target(&self, id: TargetId) -> Option<Rc<Target>> {
+        match self.slots.borrow().get(&id) {
+            Some(Slot::Running(target)) => Some(target.clone()),
+            _ => None,
+        }
+    }
+    /// Every target in service.
+    pub(crate) fn running(&self) -> Vec<Rc<Target>> {
+        let slots = self.slots.borrow();
+        slots
+            .values()
+            .filter_map(|slot| if let Slot::Running(t) = slot { Some(t.clone()) } else { None })
+            .collect()
+    }
+    /// Targets that routing places on this node.
+    pub(crate) fn assigned(&self) -> Vec<TargetInfo> {
+        let view = self.context.routing.view();
+        view.targets.values().filter(|target| target.node == self.id).cloned().collect()
+    }
+
+    /// Space of each disk.
+    pub(crate) fn disk_space(&self) -> Vec<DiskSpace> {
+        let running = self.running();
+        let rows = self.disks.iter().enumerate().map(|(i, queue)| {
+            let disk = i as u32;
+            let space = queue.disk().space().unwrap_or_default();
+            let used = running.iter().filter(|t| t.disk == disk).filter_map(|t| t.engine.space().ok());
+            DiskSpace {
+                disk,
+                file_system: space.file_system,
+                total: space.total,
+                available: space.available.saturating_sub(self.context.config.reserve_bytes),
+                used: used.map(|space| space.used).sum(),
+            }
+        });
+        rows.collect()
+    }
+
+    /// Gives every target the newest chain, and opens, makes or drops targets as routing says.
+    pub(crate) fn follow_routing(self: &Rc<Self>) {
+        let view = self.context.routing.view();
+        for target in self.running() {
+            if let Some(chain) = view.chains.get(&target.replica().identity().chain) {
+                target.learn_chain(chain);
+            }
+            target.input(Input::EndedClients(view.ended_clients.clone()));
+        }
+        for info in self.assigned() {
+            self.place(&info);
+        }
+    }
+
+    async fn follow(self: Rc<Self>, mut shutdown: watch::Receiver<bool>) {
+        let mut routing = self.context.routing.watch();
+        while !*shutdown.borrow() {
+            match select3(shutdown.changed(), routing.changed(), self.context.rt.sleep(TICK)).await {
+                Either3::First(_) => {}
+                Either3::Second(_) => {
+                    let before = self.reported();
+                    self.follow_routing();
+                    if self.reported() != before {
+                        self.context.nudge();
+                    }
+                }
+                Either3::Third(()) => {
+                    let before = self.reported();
+                    for target in self.running() {
+                        target.tick();
+                    }
+                    if self.reported() != before {
+                        self.context.nudge();
+                    }
+                }
+            }
+        }
+    }
+
+    /// What a change of calls for a heartbeat before its time.
+    fn reported(&self) -> Vec<(TargetId, LocalState, u64)> {
+        let states = self.running().into_iter().map(|target| {
+            let replica = target.replica();
+            (target.id, state_of(&replica), replica.chain_version().0)
+        });
+        states.collect()
+    }
+
+    async fn upkeep(self: Rc<Self>, shutdown: watch::Receiver<bool>) {
+        let mut forgotten: Vec<ClientId> = Vec::new();
+        let mut told = self.reported();
+        while !*shutdown.borrow() {
+            self.context.rt.sleep(UPKEEP).await;
+            let ended = self.context.routing.view().ended_clients.clone();
+            for target in self.running() {
+                target.look_at_space();
+                let engine = &target.engine;
+                if ended != forgotten {
+                    engine.forget_clients(&ended);
+                }
+                engine.expire_tombstones(self.context.rt.now(), UPKEEP_MAX);
+                let flushed = if engine.needs_flush() { engine.flush().await } else { Ok(()) };
+                let trimmed = engine.trim(UPKEEP_MAX).await;
+                if let Some(error) = flushed.err().or(trimmed.err()) {
+                    tracing::error!(target = %target.id, %error, "upkeep failed");
+                }
+            }
+            forgotten = ended;
+            let now = self.reported();
+            if now != told {
+                told = now;
+                self.context.nudge();
+            }
+        }
+    }
+
+    async fn close(&self) {
+        for target in self.running() {
+            if let Err(error) = target.engine.close().await {
+                tracing::error!(target = %target.id, %error, "not closed cleanly; recovery will do");
+            }
+        }
+    }
+}
+
+/// The node's word to mgmtd. Holds the node by a handle of its own.
+struct Word(Rc<Node>);
+
+impl NodeState for Word {
+    fn targets(&self) -> Vec<TargetReport> {
+        let node = &*self.0;
+        node.assigned().iter().map(|info| node.report(info)).collect()
+    }
+    fn warnings(&self) -> Vec<String> {
+        let disks = self.0.disks.iter().zip(&self.0.context.config.disks);
+        let buffered = disks.filter(|(queue, _)| !queue.disk().is_direct());
+        let text = |path: &String| {
+            format!("{path} doesn't support O_DIRECT: reads and writes go through the page cache")
+        };
+        buffered.map(|(_, path)| text(path)).collect()
+    }
+    fn obey(&self, orders: &[TargetOrder], _: &[Chain]) {
+        // The chains of the answer are in the routing already.
+        let view = self.0.context.routing.view();
+        for order in orders {
+            if let (Some(target), Some(chain)) = (self.0.target(order.target), view.chains.get(&order.chain))
+            {
+                target.learn_chain(chain);
+            }
+        }
+    }
+}
+
+impl Node {
+    fn report(&self, info: &TargetInfo) -> TargetReport {
+        let mut report = TargetReport {
+            target: info.id,
+            generation: info.generation,
+            state: LocalState::Offline,
+            chain_version: ember_types::ChainVersion(0),
+            served_version: ember_types::ChainVersion(0),
+            used_bytes: 0,
+            free_bytes: 0,
+            sync: None,
+            trouble: String::new(),
+            capacity_bytes: 0,
+            wants_replacement: false,
+            stopped: true,
+        };
+        match self.slots.borrow().get(&info.id) {
+            Some(Slot::Running(target)) => {
+                let replica = target.replica();
+                report.generation = replica.identity().generation;
+                report.state = state_of(&replica);
+                report.stopped = replica.role() != Role::Serving;
+                report.chain_version = replica.chain_version();
+                report.served_version = target.engine.chain_version();
+                report.trouble = target.trouble();
+                report.sync = replica.sync_status().map(|sync| SyncProgress {
+                    chunks_done: sync.done,
+                    chunks_total: sync.total,
+                    bytes_sent: sync.bytes,
+                });
+                if let Ok(space) = target.engine.space() {
+                    report.used_bytes = space.used;
+                    report.free_bytes = space.available;
+                    report.capacity_bytes = space.total;
+                }
+            }
+            Some(Slot::Broken { generation, trouble, wants_replacement }) => {
+                report.generation = *generation;
+                report.trouble.clone_from(trouble);
+                report.wants_replacement = *wants_replacement;
+            }
+            Some(Slot::Opening) | None => report.trouble = "is being opened".into(),
+        }
+        report
+    }
+}
+
+/// The local state to report. A target without a part in its chain was opened, so its recovery is complete: if
+/// it is lastsrv it may serve again (R7).
+fn state_of(replica: &Replica) -> LocalState {
+    match (replica.local_state(), replica.role()) {
+        (LocalState::Online, Role::Idle) => LocalState::UpToDate,
+        (state, _) => state,
+    }
+}
+
+fn open_disks(rt: &Rt, config: &StorageConfig) -> Result<Vec<DiskQueue>, StorageError> {
+    if config.disks.is_empty() {
+        let what = "no directory is given".to_owned();
+        return Err(StorageError::Config { name: "disks", what });
+    }
+    let open = |path: &String| {
+        let disk = rt.disks().open(Path::new(path));
+        disk.map(|disk| DiskQueue::start(rt, disk, config.disk_depth.max(1)))
+            .map_err(|source| StorageError::Disk { path: path.clone(), source })
+    };
+    config.disks.iter().map(open).collect()
+}
+
+fn listen(rt: &Rt, config: &StorageConfig) -> Result<Vec<Box<dyn Listener>>, StorageError> {
+    if config.listen.is_empty() {
+        let what = "no address is given".to_owned();
+        return Err(StorageError::Config { name: "listen", what });
+    }
+    let listen = |text: &String| {
+        let refused = |what: String| StorageError::Listen { address: text.clone(), what };
+        let addr: Addr = text.parse().map_err(refused)?;
+        rt.net().listen(&addr).map_err(|error| refused(error.to_string()))
+    };
+    config.listen.iter().map(listen).collect()
+}
+
+/// Runs the service until `shutdown` turns true.
+pub async fn run(
+    rt: Rt,
+    config: StorageConfig,
+    parts: Parts,
+    shutdown: watch::Receiver<bool>,
+) -> Result<(), StorageError> {
+    let Parts { server, pool, routing, node: mut identity, key } = parts;
+    let listeners = listen(&rt, &config)?;
+    let disks = open_disks(&rt, &config)?;
+    identity.addresses = listeners.iter().map(|listener| listener.local_addr().to_string()).collect();
+    identity.disks = disks.len() as u32;
+    let connections_max = config.connections_max;
+    let context = Rc::new(NodeContext {
+        rt: rt.clone(),
+        config,
+        routing: routing.clone(),
+        pool,
+        agent: OnceCell::new(),
+        no_lease: Lease::default(),
+        repairs: Cell::new(0),
+        resync_at: Cell::default(),
+    });
+    let node = Rc::new(Node {
+        context: context.clone(),
+        id: identity.node,
+        cluster: server.cluster,
+        key,
+        disks,
+        slots: RefCell::default(),
+        removals: Removals::default(),
+    });
+    routing.ready().await;
+    // Everything that is here is opened before the first word to mgmtd, so that nothing is taken for missing.
+    node.open_all().await;
+    let word = Rc::new(Word(node.clone()));
+    let agent = NodeAgent::start(&rt, routing, identity, word, shutdown.clone());
+    let _ = context.agent.set(agent);
+    rt.spawn("follow routing", node.clone().follow(shutdown.clone()));
+    rt.spawn("upkeep", node.clone().upkeep(shutdown.clone()));
+    rt.spawn("scrub", crate::scrub::run(node.clone(), shutdown.clone()));
+    let options = ServerOptions { connections_max, ..ServerOptions::default() };
+    let server = Server::new(server, Rc::new(Door(node.clone())), options);
+    let serving = listeners.into_iter().map(|l| server.clone().serve(&rt, l, shutdown.clone()));
+    join_all(serving).await;
+    node.close().await;
+    Ok(())
+}

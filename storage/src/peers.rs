@@ -1,0 +1,281 @@
+//! What a target says to other replicas and to mgmtd.
+
+use crate::convert::{content_of, craq_summary, kind_of, summary_of, to_wire};
+use crate::target::{Bytes, Target};
+use ember_craq::{Address, Answer, Content, Failure, Input, Message, Page, SyncItem};
+use ember_engine::{ContentState, Install, InstallContent};
+use ember_net::CallOptions;
+use ember_rt::disk::Priority;
+use ember_rt::{Addr, SharedBuf};
+use ember_types::checksum::combine_blocks;
+use ember_types::{ChainVersion, ChunkId, ChunkVersion, Status, TargetId, WriterRecord, block_checksums};
+use ember_wire::method::{
+    AbortChunk, ConfirmChain, ForwardChunk, ListChunks, NoteInUse, QueryVersion, ReadReplica,
+    ReportUnresponsive, Rpc, SyncChunk,
+};
+use ember_wire::mgmtd::{NoteInUseRequest, UnresponsiveRequest};
+use ember_wire::storage::{
+    AbortRequest, ChunkSummary, ConfirmChainRequest, ForwardRequest, ListRequest, ReadReplicaRequest,
+    SyncRequest, VersionQuery,
+};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Chunks compared with one page.
+const PAGE: u32 = 1024;
+/// Limit of one request to mgmtd.
+const MGMTD_LIMIT: Duration = Duration::from_secs(2);
+
+fn reply(status: Status, version: ChunkVersion, chain_version: ChainVersion) -> Answer {
+    Answer::Reply { status, version, chain_version }
+}
+
+impl Target {
+    /// Sends a message and waits for the peer's answer. `None`: no answer, the message may still arrive.
+    pub(crate) async fn deliver(
+        self: &Rc<Self>,
+        to: &Address,
+        message: Message,
+        bytes: Bytes,
+    ) -> Option<Answer> {
+        let none = SharedBuf::default();
+        match message {
+            Message::Forward { epoch, forward, .. } => {
+                let (data, checksums) = self.resolve(forward.chunk, bytes).await?;
+                let request = ForwardRequest {
+                    to: to_wire(to),
+                    from: self.id,
+                    chunk: forward.chunk,
+                    kind: kind_of(forward.change),
+                    chunk_size: forward.chunk_size,
+                    base: forward.base,
+                    version: forward.result.version,
+                    length: forward.result.length,
+                    checksum: forward.result.checksum,
+                    tag: forward.tag,
+                    checksums,
+                    writers: forward.writers,
+                    epoch,
+                };
+                let answer = self.call::<ForwardChunk>(to, &request, data, 0).await?.0;
+                Some(reply(answer.status, answer.version, answer.chain_version))
+            }
+            Message::Abort { epoch, chunk, version } => {
+                let request = AbortRequest { to: to_wire(to), chunk, version, epoch };
+                let answer = self.call::<AbortChunk>(to, &request, none, 0).await?.0;
+                Some(reply(answer.status, ChunkVersion::NONE, answer.chain_version))
+            }
+            Message::Query { chunk } => {
+                let request = VersionQuery { to: to_wire(to), chunk };
+                let answer = self.call::<QueryVersion>(to, &request, none, 0).await?.0;
+                Some(reply(answer.status, answer.version, answer.chain_version))
+            }
+            Message::Confirm { chain } => {
+                let request = ConfirmChainRequest { to: to_wire(to), chain };
+                let answer = self.call::<ConfirmChain>(to, &request, none, 0).await?.0;
+                Some(reply(answer.status, ChunkVersion::NONE, answer.chain_version))
+            }
+            Message::Sync { epoch, item } => self.send_sync(to, epoch, item).await,
+        }
+    }
+
+    async fn send_sync(self: &Rc<Self>, to: &Address, epoch: u32, item: SyncItem) -> Option<Answer> {
+        let mut request = SyncRequest {
+            to: to_wire(to),
+            from: self.id,
+            state: ChunkSummary {
+                chunk: ChunkId::default(),
+                committed: ChunkVersion::NONE,
+                removed: false,
+                length: 0,
+                checksum: 0,
+                pending: ChunkVersion::NONE,
+                writers_digest: 0,
+            },
+            writers: Vec::new(),
+            checksums: Vec::new(),
+            done: true,
+            lost: false,
+            epoch,
+        };
+        let mut data = SharedBuf::default();
+        if let SyncItem::Chunk { chunk, content, writers } = item {
+            request.done = false;
+            request.writers = writers;
+            request.lost = self.is_lost(chunk, content.version);
+            if !content.is_absent() && !request.lost {
+                (data, request.checksums) = self.read_whole(chunk, content.version, Priority::Resync).await?;
+            }
+            request.state.chunk = chunk;
+            request.state.committed = content.version;
+            request.state.removed = content.removed;
+            request.state.length = content.length;
+            request.state.checksum = content.checksum;
+            self.node.pace_resync(data.len()).await;
+        }
+        let answer = self.call::<SyncChunk>(to, &request, data, 0).await?.0;
+        Some(reply(answer.status, request.state.committed, answer.chain_version))
+    }
+
+    fn is_lost(&self, chunk: ChunkId, version: ChunkVersion) -> bool {
+        let state = self.engine.state(chunk).and_then(|state| state.committed);
+        state.is_some_and(|committed| committed.version == version && committed.lost)
+    }
+
+    /// One request to another replica. `None`: no answer.
+    async fn call<R: Rpc>(
+        &self,
+        to: &Address,
+        request: &R::Request,
+        payload: SharedBuf,
+        expect: usize,
+    ) -> Option<(R::Response, SharedBuf)> {
+        let view = self.node.routing.view();
+        let node = view.node_of(to.target)?;
+        let addrs: Vec<Addr> = node.addresses.iter().filter_map(|addr| addr.parse().ok()).collect();
+        let until = self.node.rt.now() + Duration::from_millis(self.node.config.forward_timeout_ms);
+        let chain = view.chains.get(&to.chain);
+        let position = chain.and_then(|c| c.targets.iter().position(|t| t.target == to.target)).unwrap_or(0);
+        let options = CallOptions { position: u8::try_from(position).unwrap_or(u8::MAX), expect };
+        let connection = self.node.pool.get_any(&addrs, until).await;
+        let sent = match connection {
+            Ok(connection) => connection.call_with::<R>(request, payload, until, options).await,
+            Err(error) => Err(error),
+        };
+        match sent {
+            Ok(reply) => Some((reply.body, reply.payload.into())),
+            Err(error) => {
+                tracing::debug!(from = %self.id, to = %to.target, method = ?R::METHOD, %error, "no answer");
+                None
+            }
+        }
+    }
+
+    /// The next page of both sides' chunks for a comparison.
+    pub(crate) async fn fetch_page(&self, to: &Address, after: Option<ChunkId>) -> Option<Page> {
+        let request = ListRequest { to: to_wire(to), after, limit: PAGE };
+        let (answer, _) = self.call::<ListChunks>(to, &request, SharedBuf::default(), 0).await?;
+        if answer.status != Status::Ok {
+            return None;
+        }
+        let mut local = self.engine.list(after, PAGE as usize + 1);
+        let local_more = local.len() > PAGE as usize;
+        local.truncate(PAGE as usize);
+        Some(Page {
+            local: local.iter().map(|(chunk, state)| craq_summary(&summary_of(*chunk, state))).collect(),
+            local_more,
+            remote: answer.chunks.iter().map(craq_summary).collect(),
+            remote_more: answer.more,
+            total: self.engine.len() as u64,
+        })
+    }
+
+    /// Replaces what is here of a chunk by a committed content.
+    pub(crate) async fn install(
+        self: &Rc<Self>,
+        chunk: ChunkId,
+        content: Content,
+        writers: Vec<WriterRecord>,
+        bytes: Bytes,
+    ) -> Input {
+        let mut install = Install { committed: None, pending: None, writers };
+        if !content.version.is_none() {
+            let Some((data, _)) = self.resolve(chunk, bytes).await else {
+                return Input::Failed { chunk, failure: Failure::Corrupt };
+            };
+            let lost = data.len() != content.length as usize && !content.removed;
+            let state = ContentState {
+                version: content.version,
+                length: content.length,
+                checksum: content.checksum,
+                removed: content.removed,
+                lost,
+            };
+            install.committed = Some(InstallContent { state, data });
+        }
+        match self.engine.install(chunk, install).await {
+            Ok(()) => Input::Installed { chunk },
+            Err(error) => {
+                tracing::error!(target = %self.id, %chunk, %error, "a chunk is not installed");
+                Input::Failed { chunk, failure: crate::convert::failure_of(&error) }
+            }
+        }
+    }
+
+    /// Fetches the bytes of a version from another replica and rewrites them here (R14). What no replica has
+    /// stays as it is: readers get an error.
+    pub(crate) async fn repair(self: &Rc<Self>, chunk: ChunkId, version: ChunkVersion) {
+        let Some(state) = self.engine.state(chunk) else { return };
+        let Some(own) = state.committed.filter(|own| own.version == version && !own.removed) else { return };
+        let chain = self.replica().chain().cloned();
+        let Some(chain) = chain else { return };
+        for member in chain.serving().filter(|member| member.target != self.id) {
+            let to = Address {
+                chain: chain.id,
+                chain_version: ChainVersion(0),
+                target: member.target,
+                generation: member.generation,
+            };
+            let request = ReadReplicaRequest { to: to_wire(&to), chunk, version };
+            let expect = own.length as usize;
+            let Some((answer, data)) =
+                self.call::<ReadReplica>(&to, &request, SharedBuf::default(), expect).await
+            else {
+                continue;
+            };
+            let blocks = block_checksums(&data);
+            let whole = answer.status == Status::Ok
+                && data.len() == expect
+                && combine_blocks(&blocks, data.len()) == own.checksum;
+            if !whole {
+                continue;
+            }
+            let committed = Some(InstallContent { state: own, data });
+            let install = Install { committed, pending: None, writers: state.writers.clone() };
+            match self.engine.install(chunk, install).await {
+                Ok(()) => {
+                    self.node.count_repair();
+                    tracing::warn!(target = %self.id, %chunk, from = %member.target, "repaired a chunk");
+                }
+                Err(error) => tracing::error!(target = %self.id, %chunk, %error, "a chunk is not repaired"),
+            }
+            return;
+        }
+        let what = content_of(&own);
+        tracing::error!(target = %self.id, %chunk, ?what, "no other replica has the bytes of a damaged chunk");
+    }
+
+    /// Asks mgmtd to note that the chain version is in use (R7); the answer comes back as a chain.
+    pub(crate) fn note_in_use(self: &Rc<Self>, version: ChainVersion) {
+        let target = self.clone();
+        self.node.rt.spawn("note in use", async move {
+            let chain = target.replica().identity().chain;
+            let request = NoteInUseRequest { chain, version, target: target.id };
+            match target.node.routing.mgmtd().attempt::<NoteInUse>(&request, MGMTD_LIMIT).await {
+                Ok(answer) => {
+                    if let Some(chain) = answer.chain {
+                        target.node.routing.learn_chains(std::slice::from_ref(&chain));
+                        target.learn_chain(&chain);
+                    }
+                }
+                Err(error) => tracing::debug!(target = %target.id, %error, "in-use note is not answered"),
+            }
+        });
+    }
+
+    /// Reports a successor that doesn't answer, or can't store (R10).
+    pub(crate) fn accuse(self: &Rc<Self>, accused: TargetId, device_error: bool) {
+        let target = self.clone();
+        self.node.rt.spawn("accuse", async move {
+            let (chain, version) = {
+                let replica = target.replica();
+                (replica.identity().chain, replica.chain_version())
+            };
+            let request = UnresponsiveRequest { chain, version, accuser: target.id, accused, device_error };
+            let sent = target.node.routing.mgmtd().attempt::<ReportUnresponsive>(&request, MGMTD_LIMIT).await;
+            if let Err(error) = sent {
+                tracing::debug!(target = %target.id, %error, "a report is not answered");
+            }
+        });
+    }
+}

@@ -1,0 +1,137 @@
+//! The life of targets on this node: opened if they are here, made if routing has a new one, set apart if they
+//! are damaged.
+//!
+//! A target's directory is named after its generation (`t-ID-gN`), so that the content of an earlier one stays
+//! where it is and is never taken for the valid one.
+
+use crate::node::Node;
+use crate::target::Target;
+use ember_engine::{Engine, EngineConfig, EngineError, Identity};
+use ember_rt::select::join_all;
+use ember_types::{Generation, TargetId, TargetInfo};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// What this node has of a target.
+pub(crate) enum Slot {
+    /// It is being opened or made.
+    Opening,
+    /// It is in service.
+    Running(Rc<Target>),
+    /// It can't be used.
+    Broken {
+        /// Which life of it.
+        generation: Generation,
+        /// Why, for people.
+        trouble: String,
+        /// Whether a new generation would help: its content is damaged, other replicas may have it.
+        wants_replacement: bool,
+    },
+}
+
+/// The directory of a generation of a target, relative to its disk.
+fn dir_of(target: TargetId, generation: Generation) -> String {
+    format!("t-{target}-g{generation}")
+}
+
+impl Node {
+    fn engine_config(&self) -> EngineConfig {
+        EngineConfig {
+            min_free_bytes: self.context.config.reserve_bytes,
+            tombstone_keep: Duration::from_millis(self.context.config.tombstone_ms),
+            ..EngineConfig::default()
+        }
+    }
+
+    /// Opens every target that routing places here, all at once.
+    pub(crate) async fn open_all(self: &Rc<Self>) {
+        let assigned = self.assigned();
+        for info in &assigned {
+            self.slots.borrow_mut().insert(info.id, Slot::Opening);
+        }
+        join_all(assigned.into_iter().map(|info| self.clone().open(info))).await;
+    }
+
+    /// Does what routing says of one target, if anything is to be done.
+    pub(crate) fn place(self: &Rc<Self>, info: &TargetInfo) {
+        let stale = match self.slots.borrow().get(&info.id) {
+            None => true,
+            Some(Slot::Opening) => false,
+            Some(Slot::Running(target)) => target.engine.identity().generation < info.generation,
+            Some(Slot::Broken { generation, .. }) => *generation < info.generation,
+        };
+        if stale {
+            self.slots.borrow_mut().insert(info.id, Slot::Opening);
+            self.context.rt.spawn("open target", self.clone().open(info.clone()));
+        }
+    }
+
+    async fn open(self: Rc<Self>, info: TargetInfo) {
+        let slot = match self.try_open(&info).await {
+            Ok(target) => {
+                let view = self.context.routing.view();
+                if let Some(chain) = view.chains.get(&info.chain) {
+                    target.learn_chain(chain);
+                }
+                target.look_at_space();
+                Slot::Running(target)
+            }
+            Err(broken) => {
+                if let Slot::Broken { trouble, .. } = &broken {
+                    tracing::error!(target = %info.id, generation = %info.generation, "{trouble}");
+                }
+                broken
+            }
+        };
+        self.slots.borrow_mut().insert(info.id, slot);
+        self.context.nudge();
+        // Routing may have moved on meanwhile.
+        if let Some(now) = self.context.routing.view().targets.get(&info.id) {
+            self.place(&now.clone());
+        }
+    }
+
+    async fn try_open(self: &Rc<Self>, info: &TargetInfo) -> Result<Rc<Target>, Slot> {
+        let broken = |trouble: String, wants_replacement| Slot::Broken {
+            generation: info.generation,
+            trouble,
+            wants_replacement,
+        };
+        let Some(queue) = self.disks.get(info.disk as usize) else {
+            return Err(broken(format!("disk {} is not in this node's configuration", info.disk), false));
+        };
+        let rt = &self.context.rt;
+        let dir = dir_of(info.id, info.generation);
+        let identity = Identity { cluster: self.cluster, target: info.id, generation: info.generation };
+        let exists = Engine::exists(queue, &dir).map_err(|error| broken(error.to_string(), false))?;
+        let engine = if exists {
+            let wanted = (self.cluster, info.id);
+            match Engine::open(rt, queue, &dir, wanted, self.engine_config()).await {
+                Ok((engine, recovery)) => {
+                    tracing::info!(target = %info.id, chunks = engine.len(), ?recovery, "opened");
+                    engine
+                }
+                Err(error @ EngineError::Corrupt { .. }) => return Err(broken(error.to_string(), true)),
+                Err(error) => return Err(broken(error.to_string(), false)),
+            }
+        } else if info.created {
+            let path = self.context.config.disks.get(info.disk as usize).cloned().unwrap_or_default();
+            return Err(broken(
+                format!(
+                    "{path}/{dir} is missing or empty: is the disk mounted? `ember target replace {}` fills it anew",
+                    info.id
+                ),
+                false,
+            ));
+        } else {
+            Engine::create(rt, queue, &dir, &identity, self.engine_config())
+                .await
+                .map_err(|error| broken(error.to_string(), false))?
+        };
+        if engine.identity().generation != info.generation {
+            let found = engine.identity().generation;
+            return Err(broken(format!("{dir} holds generation {found}"), true));
+        }
+        Ok(Target::new(self.context.clone(), info.disk, engine, info.chain))
+    }
+}

@@ -1,0 +1,371 @@
+//! One target: its engine and its replica, and the way between them. What the replica wants done is started
+//! here; when it has ended, the replica is told. All of it on one reactor, so nothing is ever half told.
+
+use crate::convert::{chunk_state, failure_of, update_of};
+use crate::node::NodeContext;
+use ember_craq::{Answer, Content, Failure, Input, Output, Payload, Replica, Token, View};
+use ember_engine::{Engine, EngineError, Prepare, Which};
+use ember_rt::SharedBuf;
+use ember_rt::disk::Priority;
+use ember_rt::sync::oneshot;
+use ember_types::{Chain, ChunkId, ChunkVersion, Instant, Status, TargetId, block_checksums};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// Pending chunks read at once at start.
+const PAGE: usize = 4096;
+
+/// What a request came to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Outcome {
+    /// It has ended.
+    Reply { status: Status, version: ChunkVersion, length: u32 },
+    /// The bytes of this content are the answer.
+    Read(Content),
+}
+
+/// A request that the replica hasn't answered yet.
+struct Waiting {
+    payload: SharedBuf,
+    checksums: Vec<u32>,
+    answer: oneshot::Sender<Outcome>,
+}
+
+/// A target in service.
+pub(crate) struct Target {
+    pub(crate) node: Rc<NodeContext>,
+    pub(crate) id: TargetId,
+    pub(crate) disk: u32,
+    pub(crate) engine: Engine,
+    replica: RefCell<Replica>,
+    waiting: RefCell<BTreeMap<Token, Waiting>>,
+    next_token: Cell<Token>,
+    told_lease: Cell<Instant>,
+    told_space: Cell<Option<(bool, bool)>>,
+    trouble: RefCell<String>,
+}
+
+/// The engine's memory, as the replica wants it.
+struct EngineView<'a>(&'a Engine);
+
+impl View for EngineView<'_> {
+    fn chunk(&self, chunk: ChunkId) -> ember_craq::ChunkState {
+        chunk_state(self.0.state(chunk))
+    }
+}
+
+impl Target {
+    /// Puts an opened engine in service as a member of `chain`.
+    pub(crate) fn new(
+        node: Rc<NodeContext>,
+        disk: u32,
+        engine: Engine,
+        chain: ember_types::ChainId,
+    ) -> Rc<Self> {
+        let identity = *engine.identity();
+        let own = ember_craq::Identity { chain, target: identity.target, generation: identity.generation };
+        let replica = {
+            let view = EngineView(&engine);
+            let pending = all_pending(&engine);
+            let records = all_records(&engine);
+            Replica::new(own, engine.chain_version(), &view, pending, records)
+        };
+        Rc::new(Self {
+            node,
+            id: identity.target,
+            disk,
+            engine,
+            replica: RefCell::new(replica),
+            waiting: RefCell::default(),
+            next_token: Cell::new(1),
+            told_lease: Cell::default(),
+            told_space: Cell::default(),
+            trouble: RefCell::default(),
+        })
+    }
+
+    /// Looks at the replica.
+    pub(crate) fn replica(&self) -> std::cell::Ref<'_, Replica> {
+        self.replica.borrow()
+    }
+    /// What is wrong with the target; empty if nothing is.
+    pub(crate) fn trouble(&self) -> String {
+        self.engine.failure().unwrap_or_else(|| self.trouble.borrow().clone())
+    }
+
+    /// Tells the replica what happened and starts what it wants done.
+    pub(crate) fn input(self: &Rc<Self>, input: Input) {
+        let now = self.node.rt.now();
+        let mut out = Vec::new();
+        {
+            let view = EngineView(&self.engine);
+            let mut replica = self.replica.borrow_mut();
+            let until = self.node.lease().until();
+            if self.told_lease.replace(until) != until {
+                replica.handle(now, &view, Input::Lease { until }, &mut out);
+            }
+            replica.handle(now, &view, input, &mut out);
+        }
+        for output in out {
+            self.perform(output);
+        }
+    }
+
+    /// Takes a chain that is newer than the replica's.
+    pub(crate) fn learn_chain(self: &Rc<Self>, chain: &Chain) {
+        let own = self.replica.borrow().chain().map(|c| (c.version, c.in_use));
+        if own.is_none_or(|own| own < (chain.version, chain.in_use)) {
+            self.input(Input::Chain(chain.clone()));
+        }
+    }
+
+    /// To be called every 20 to 100 ms.
+    pub(crate) fn tick(self: &Rc<Self>) {
+        let wants = self.replica.borrow().wants_tick();
+        if wants || self.told_lease.get() != self.node.lease().until() {
+            self.input(Input::Tick);
+        }
+        if self.engine.failure().is_some() && !self.trouble.borrow().is_empty() {
+            return;
+        }
+        if let Some(failure) = self.engine.failure() {
+            tracing::error!(target = %self.id, failure, "target is out of service");
+            *self.trouble.borrow_mut() = failure;
+            self.input(Input::DeviceFailed);
+        }
+    }
+
+    /// Looks at the disk's free space; to be called about every second.
+    pub(crate) fn look_at_space(self: &Rc<Self>) {
+        let Ok(space) = self.engine.space() else { return };
+        let state = (space.available > 0, space.available > self.node.config.no_create_bytes);
+        if self.told_space.replace(Some(state)) != Some(state) {
+            self.input(Input::Space { writable: state.0, creatable: state.1 });
+        }
+    }
+
+    /// Hands a request to the replica and waits for its answer.
+    pub(crate) async fn ask(
+        self: &Rc<Self>,
+        payload: SharedBuf,
+        checksums: Vec<u32>,
+        input: impl FnOnce(Token) -> Input,
+    ) -> Outcome {
+        let token = self.next_token.get();
+        self.next_token.set(token + 1);
+        let (answer, outcome) = oneshot::channel();
+        self.waiting.borrow_mut().insert(token, Waiting { payload, checksums, answer });
+        self.input(input(token));
+        outcome.await.unwrap_or(Outcome::Reply {
+            status: Status::Unavailable,
+            version: ChunkVersion::NONE,
+            length: 0,
+        })
+    }
+
+    fn answer(&self, token: Token, outcome: Outcome) {
+        let waiting = self.waiting.borrow_mut().remove(&token);
+        if let Some(waiting) = waiting {
+            // An asker that went away needs no answer.
+            let _ = waiting.answer.send(outcome);
+        }
+    }
+
+    fn perform(self: &Rc<Self>, output: Output) {
+        match output {
+            Output::StoreVersion(version) => self.store("chain version", move |target| async move {
+                match target.engine.set_chain_version(version).await {
+                    Ok(()) => Input::VersionStored(version),
+                    Err(error) => target.failed_store(&error),
+                }
+            }),
+            Output::Prepare { chunk, base, version, change, record, writers, payload, .. } => {
+                let bytes = self.bytes_of(payload);
+                self.store("prepare", move |target| async move {
+                    let Some((data, checksums)) = target.resolve(chunk, bytes).await else {
+                        return Input::Failed { chunk, failure: Failure::Corrupt };
+                    };
+                    let update = update_of(change, data, checksums, writers);
+                    let priority = Priority::Foreground;
+                    let writer = Some(record.tag);
+                    let request = Prepare { chunk, version, base, update, writer, expect: None, priority };
+                    match target.engine.prepare(request).await {
+                        Ok(done) => Input::Prepared {
+                            chunk,
+                            version: done.version,
+                            length: done.length,
+                            checksum: done.checksum,
+                        },
+                        Err(error) => target.failed(chunk, &error),
+                    }
+                });
+            }
+            Output::Commit { chunk, version } => self.store("commit", move |target| async move {
+                match target.engine.commit(chunk, version).await {
+                    Ok(()) => Input::Committed { chunk, version },
+                    Err(error) => target.failed_store(&error),
+                }
+            }),
+            Output::Drop { chunk, version } => self.store("drop", move |target| async move {
+                match target.engine.discard_pending(chunk).await {
+                    Ok(()) => Input::Dropped { chunk, version },
+                    Err(error) => target.failed_store(&error),
+                }
+            }),
+            Output::Install { chunk, content, writers, payload, .. } => {
+                let bytes = self.bytes_of(payload);
+                self.store("install", move |target| async move {
+                    target.install(chunk, content, writers, bytes).await
+                });
+            }
+            Output::Repair { chunk, version } => self.store("repair", move |target| async move {
+                target.repair(chunk, version).await;
+                Input::Repaired { chunk }
+            }),
+            Output::Send { id, to, message } => {
+                let bytes = match &message {
+                    ember_craq::Message::Forward { payload, .. } => self.bytes_of(*payload),
+                    _ => Bytes::Here(SharedBuf::default(), Vec::new()),
+                };
+                self.store("send", move |target| async move {
+                    let answer = target.deliver(&to, message, bytes).await.unwrap_or(Answer::Lost);
+                    Input::Answered { id, answer }
+                });
+            }
+            Output::FetchPage { id, to, after } => self.store("page", move |target| async move {
+                let page = target.fetch_page(&to, after).await;
+                Input::Page { id, page }
+            }),
+            Output::Reply { token, status, version, length } => {
+                self.answer(token, Outcome::Reply { status, version, length });
+            }
+            Output::Read { token, content } => self.answer(token, Outcome::Read(content)),
+            Output::NoteInUse(version) => self.note_in_use(version),
+            Output::Accuse { target, device } => self.accuse(target, device),
+            Output::Refresh(version) => {
+                tracing::debug!(target = %self.id, %version, "a peer knows a newer chain");
+                self.node.nudge();
+            }
+        }
+    }
+
+    /// Starts work and tells the replica its result.
+    fn store<F>(self: &Rc<Self>, name: &'static str, work: impl FnOnce(Rc<Self>) -> F + 'static)
+    where
+        F: Future<Output = Input> + 'static,
+    {
+        let target = self.clone();
+        self.node.rt.spawn(name, async move {
+            let input = work(target.clone()).await;
+            target.input(input);
+        });
+    }
+
+    fn failed(&self, chunk: ChunkId, error: &EngineError) -> Input {
+        let failure = failure_of(error);
+        match failure {
+            Failure::NoSpace => tracing::warn!(target = %self.id, %chunk, %error, "no space"),
+            _ => tracing::error!(target = %self.id, %chunk, %error, "the store refuses an update"),
+        }
+        Input::Failed { chunk, failure }
+    }
+
+    /// A log that can't be written any more takes the target out of service.
+    fn failed_store(&self, error: &EngineError) -> Input {
+        tracing::error!(target = %self.id, %error, "target is out of service");
+        *self.trouble.borrow_mut() = error.to_string();
+        Input::DeviceFailed
+    }
+}
+
+/// Where bytes come from.
+#[derive(Debug)]
+pub(crate) enum Bytes {
+    /// They are here, with their block checksums.
+    Here(SharedBuf, Vec<u32>),
+    /// The stored content of that version.
+    Stored(ChunkVersion),
+    /// The request that brought them is gone.
+    Gone,
+}
+
+impl Target {
+    /// Where a payload's bytes are; taken at once, since the request may be answered before they are used.
+    fn bytes_of(&self, payload: Payload) -> Bytes {
+        match payload {
+            Payload::Empty => Bytes::Here(SharedBuf::default(), Vec::new()),
+            Payload::Stored(version) => Bytes::Stored(version),
+            Payload::Request(token) => match self.waiting.borrow().get(&token) {
+                Some(waiting) => Bytes::Here(waiting.payload.clone(), waiting.checksums.clone()),
+                None => Bytes::Gone,
+            },
+        }
+    }
+
+    /// The bytes themselves. `None` if they can't be had; a bad stored copy is to be repaired.
+    pub(crate) async fn resolve(
+        self: &Rc<Self>,
+        chunk: ChunkId,
+        bytes: Bytes,
+    ) -> Option<(SharedBuf, Vec<u32>)> {
+        let version = match bytes {
+            Bytes::Here(data, checksums) => return Some((data, checksums)),
+            Bytes::Gone => return None,
+            Bytes::Stored(version) => version,
+        };
+        self.read_whole(chunk, version, Priority::Resync).await
+    }
+
+    /// The whole content of one version with its block checksums; bad blocks are reported for repair.
+    pub(crate) async fn read_whole(
+        self: &Rc<Self>,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        priority: Priority,
+    ) -> Option<(SharedBuf, Vec<u32>)> {
+        match self.engine.read(chunk, Which::Exact(version), 0, u32::MAX, priority).await {
+            Ok(read) => Some((read.data, read.checksums)),
+            Err(error @ (EngineError::Corrupt { .. } | EngineError::Io { .. })) => {
+                tracing::warn!(target = %self.id, %chunk, %error, "bad bytes: to be repaired");
+                self.input(Input::RepairWanted { chunk, version });
+                None
+            }
+            Err(error) => {
+                tracing::debug!(target = %self.id, %chunk, %error, "content is not here");
+                None
+            }
+        }
+    }
+
+    /// Checks a payload against its block checksums.
+    pub(crate) fn payload_is_whole(payload: &[u8], checksums: &[u32]) -> bool {
+        block_checksums(payload) == checksums
+    }
+}
+
+fn all_pending(engine: &Engine) -> Vec<ChunkId> {
+    let mut found: Vec<ChunkId> = Vec::new();
+    loop {
+        let page = engine.pending(found.last().copied(), PAGE);
+        if page.is_empty() {
+            return found;
+        }
+        found.extend(page);
+    }
+}
+
+fn all_records(engine: &Engine) -> Vec<(ChunkId, ember_types::WriterRecord)> {
+    let mut found = Vec::new();
+    let mut after = None;
+    loop {
+        let page = engine.list(after, PAGE);
+        let Some((last, _)) = page.last() else { return found };
+        after = Some(*last);
+        for (chunk, state) in page {
+            let ahead = state.pending.map_or(ChunkVersion::NONE, |pending| pending.version);
+            let committed = state.writers.into_iter().filter(|r| ahead.is_none() || r.version != ahead);
+            found.extend(committed.map(|record| (chunk, record)));
+        }
+    }
+}
