@@ -12,7 +12,9 @@ use std::time::Duration;
 
 /// Inodes kept at most.
 const INODES_MAX: usize = 1 << 20;
-/// An inode whose open was refused as stale is not refused again for this long: the kernel tries once more.
+/// Opens that were refused as stale and are awaited again.
+const REFUSED_MAX: usize = 4096;
+/// How soon the kernel opens again after such a refusal; it does so once.
 const RETRY_ONCE: Duration = Duration::from_secs(1);
 const SET_ID: u32 = 0o6000;
 
@@ -23,7 +25,6 @@ struct Told {
     set_id: bool,
     /// Content version of an open since which the kernel has kept the pages.
     pages: Option<u64>,
-    refused: Option<Instant>,
 }
 
 impl Told {
@@ -33,7 +34,6 @@ impl Told {
             length: attributes.length,
             set_id: attributes.mode & SET_ID != 0,
             pages: None,
-            refused: None,
         }
     }
 }
@@ -49,12 +49,16 @@ pub(crate) struct AtOpen {
 
 /// The table, shared by the threads of a mount.
 #[derive(Debug, Default)]
-pub(crate) struct Known(Mutex<BTreeMap<InodeId, Told>>);
+pub(crate) struct Known {
+    inodes: Mutex<BTreeMap<InodeId, Told>>,
+    /// By inode and the thread that opened.
+    refused: Mutex<BTreeMap<(InodeId, u32), Instant>>,
+}
 
 impl Known {
     fn table(&self) -> MutexGuard<'_, BTreeMap<InodeId, Told>> {
         // No code that can panic runs under the lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The kernel is told these attributes.
@@ -67,7 +71,6 @@ impl Known {
         let mut told = Told::new(attributes);
         if let Some(old) = old {
             told.pages = old.pages;
-            told.refused = old.refused;
         }
         table.insert(attributes.inode, told);
     }
@@ -121,14 +124,21 @@ impl Known {
         }
     }
 
-    /// Whether an open may be refused as stale, which makes the kernel look the name up and open again.
-    pub(crate) fn may_refuse(&self, inode: InodeId, now: Instant) -> bool {
-        let mut table = self.table();
-        let Some(told) = table.get_mut(&inode) else { return false };
-        if told.refused.is_some_and(|at| now.since(at) < RETRY_ONCE) {
+    /// Whether the thread `pid`, whose open found the kernel's attributes stale or not, is to be refused once:
+    /// the kernel then looks the name up and opens again.
+    pub(crate) fn refuse(&self, inode: InodeId, pid: u32, stale: bool, now: Instant) -> bool {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let again = refused.remove(&(inode, pid)).is_some_and(|at| now.since(at) < RETRY_ONCE);
+        if !stale || again {
             return false;
         }
-        told.refused = Some(now);
+        if refused.len() >= REFUSED_MAX {
+            refused.retain(|_, at| now.since(*at) < RETRY_ONCE);
+        }
+        if refused.len() >= REFUSED_MAX {
+            return false;
+        }
+        refused.insert((inode, pid), now);
         true
     }
 
@@ -207,13 +217,16 @@ mod tests {
     #[test]
     fn an_open_is_refused_once() {
         let known = Known::default();
-        let later = |ms| Instant(0) + Duration::from_millis(ms);
-        assert!(!known.may_refuse(InodeId(7), later(0)), "an unknown inode");
-        known.told(&attributes(1, 10));
-        assert!(known.may_refuse(InodeId(7), later(0)));
-        known.told(&attributes(2, 10));
-        assert!(!known.may_refuse(InodeId(7), later(10)));
-        assert!(known.may_refuse(InodeId(7), later(2000)));
+        let refuse =
+            |pid, stale, ms| known.refuse(InodeId(7), pid, stale, Instant(0) + Duration::from_millis(ms));
+        assert!(!refuse(1, false, 0));
+        assert!(refuse(1, true, 10));
+        assert!(refuse(2, true, 10), "another thread has its own try");
+        assert!(!refuse(1, true, 20), "changed again meanwhile: the program must not see the refusal");
+        assert!(refuse(1, true, 30));
+        assert!(!refuse(1, false, 40));
+        assert!(refuse(1, true, 50), "the refusal before was answered by a fresh open");
+        assert!(refuse(1, true, 2000), "the kernel did not come back");
     }
 
     #[test]

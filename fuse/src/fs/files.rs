@@ -94,12 +94,13 @@ impl Fs {
             return Ok(open_flags);
         }
         let appends = flags & O_APPEND != 0 && opened.file.flags().write;
-        if !caches.attributes_fresh {
-            // An append starts at the length that the kernel believes in. ESTALE makes it look the name up again
-            // and come back, once.
-            if appends && self.common.known.may_refuse(inode, self.rt.now()) {
-                return Err(Errno::STALE);
-            }
+        // An append starts at the length that the kernel believes in. ESTALE makes it look the name up again and
+        // come back, once.
+        let stale = !caches.attributes_fresh;
+        if appends && self.common.known.refuse(inode, caller.pid, stale, self.rt.now()) {
+            return Err(Errno::STALE);
+        }
+        if stale {
             self.drop_attributes(inode).await;
             self.common.known.told(&opened.attributes);
         }
