@@ -73,7 +73,13 @@ pub struct Batch {
 }
 
 /// Runs the seeds `first..first + count` on `threads` threads, until one fails.
-pub fn run_seeds(simulation: Simulation, first: u64, count: u64, threads: usize, settings: Settings) -> Batch {
+pub fn run_seeds(
+    simulation: Simulation,
+    first: u64,
+    count: u64,
+    threads: usize,
+    settings: Settings,
+) -> Batch {
     let next = AtomicU64::new(first);
     let end = first.saturating_add(count);
     let stop = AtomicU64::new(end);

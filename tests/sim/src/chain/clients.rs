@@ -159,7 +159,7 @@ impl Sim {
         let expires = Instant(u64::MAX / 2);
         let chunk = op.chunk;
         self.send(Party::Clients, Party::Target(target), &[11, id, target.0], move |own| {
-            let waiter = Waiter::Client { op: id };
+            let waiter = Waiter::Client { op: id, round };
             match op.work {
                 Work::Change { change, payload, tag, .. } => {
                     own.request(target, waiter, payload, |token| Input::Update {
@@ -185,12 +185,18 @@ impl Sim {
     }
 
     fn give_up(self: &Rc<Self>, id: u64) {
-        let Some(op) = self.clients.borrow_mut().ops.remove(&id) else { return };
-        // A channel whose request may still be on its way is never used again.
-        if let Some(entry) = self.clients.borrow_mut().channels.get_mut(&op.client) {
+        let removed = self.clients.borrow_mut().ops.remove(&id);
+        if let Some(op) = removed {
+            self.retire(op.client);
+        }
+    }
+
+    /// A channel whose request may still be on its way is never used again.
+    fn retire(self: &Rc<Self>, client: u64) {
+        if let Some(entry) = self.clients.borrow_mut().channels.get_mut(&client) {
             (entry.1, entry.2) = (entry.1 + 1, 0);
         }
-        self.think(op.client);
+        self.think(client);
     }
 
     fn think(self: &Rc<Self>, client: u64) {
@@ -198,8 +204,12 @@ impl Sim {
         self.after(self.draw(1, longest) * MS, move |own| own.next_op(client));
     }
 
-    pub(super) fn client_answer(self: &Rc<Self>, id: u64, answer: ClientAnswer) {
+    pub(super) fn client_answer(self: &Rc<Self>, id: u64, round: u32, answer: ClientAnswer) {
         let Some(op) = self.clients.borrow().ops.get(&id).cloned() else { return };
+        // An answer that comes after its attempt was given up is dropped, as a connection does.
+        if op.round != round {
+            return;
+        }
         self.history.answered(&[id, u64::from(answer.status.code()), digest(&answer.bytes)]);
         if answer.status.is_retryable() {
             let pause = self.draw(2, 40) * MS;
@@ -216,8 +226,11 @@ impl Sim {
         let place = (1, op.chunk.index);
         match (op.work, answer.status) {
             (Work::Change { open, .. }, Status::Ok) => self.history.end_chunk(open),
-            // Refused for good: it was not done and never will be (R13).
-            (Work::Change { open, .. }, Status::NoSpace) => self.history.refused_chunk(open),
+            // Refused for good: it was not done and never will be (R13), unless an earlier attempt is under way.
+            (Work::Change { open, .. }, Status::NoSpace) if op.attempts == 1 => {
+                self.history.refused_chunk(open);
+            }
+            (Work::Change { .. }, Status::NoSpace) => return self.retire(op.client),
             (Work::Read { first, cells, begin }, Status::Ok) => {
                 let range = first as usize * CELL..(first + cells) as usize * CELL;
                 let mut bytes = answer.bytes;

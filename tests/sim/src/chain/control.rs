@@ -48,7 +48,13 @@ impl Control {
     }
 
     /// A node's heartbeat: what it says of its target in this boot. Its lease is renewed from now on.
-    pub(super) fn heartbeat(&mut self, now: u64, target: TargetId, boot: u64, report: Report) -> Result<(), String> {
+    pub(super) fn heartbeat(
+        &mut self,
+        now: u64,
+        target: TargetId,
+        boot: u64,
+        report: Report,
+    ) -> Result<(), String> {
         let Some(seen) = self.seen.get_mut(&target) else { return Ok(()) };
         if boot < seen.boot {
             return Ok(());

@@ -65,7 +65,9 @@ impl Sim {
     }
 
     fn cut(self: &Rc<Self>, target: TargetId) -> Option<&'static str> {
-        let others = [Party::Manager, Party::Clients].into_iter().chain((1..=LAST).map(|t| Party::Target(TargetId(t))));
+        let others = [Party::Manager, Party::Clients]
+            .into_iter()
+            .chain((1..=LAST).map(|t| Party::Target(TargetId(t))));
         let others: Vec<Party> = others.filter(|&p| p != Party::Target(target)).collect();
         let own = Party::Target(target);
         let one_way = self.chance(50);

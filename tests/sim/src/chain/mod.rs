@@ -71,7 +71,13 @@ impl Sim {
         self.blocked.borrow().contains(&(from, to))
     }
     /// Delivers a message after a while, or never; `true` if it may arrive.
-    fn send(self: &Rc<Self>, from: Party, to: Party, words: &[u64], deliver: impl FnOnce(&Rc<Self>) + 'static) {
+    fn send(
+        self: &Rc<Self>,
+        from: Party,
+        to: Party,
+        words: &[u64],
+        deliver: impl FnOnce(&Rc<Self>) + 'static,
+    ) {
         self.world.record(Entry::Send, words);
         self.world.trace().count("messages", 1);
         if self.is_blocked(from, to) || self.chance(self.loss_percent.get()) {

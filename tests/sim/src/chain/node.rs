@@ -5,7 +5,8 @@ use super::{CHAIN, MS, Party, Sim};
 use crate::trace::{Entry, digest};
 use ember_chain::Report;
 use ember_craq::{
-    Address, Answer, Failure, Identity, Input, Message, Output, Page, Payload, Replica, SendId, SyncItem, Token,
+    Address, Answer, Failure, Identity, Input, Message, Output, Page, Payload, Replica, SendId, SyncItem,
+    Token,
 };
 use ember_types::{
     Chain, ChainVersion, ChunkId, ChunkVersion, Generation, Instant, LocalState, Status, TargetId,
@@ -20,7 +21,7 @@ const PAGE: usize = 3;
 
 /// Who waits for the answer of a request.
 pub(super) enum Waiter {
-    Client { op: u64 },
+    Client { op: u64, round: u32 },
     Peer { target: TargetId, boot: u64, id: SendId },
 }
 
@@ -273,7 +274,9 @@ impl Sim {
                     let done =
                         node.store.prepare(chunk, base, version, change, chunk_size, record, writers, &bytes);
                     match done {
-                        Some((length, checksum)) => Some(Input::Prepared { chunk, version, length, checksum }),
+                        Some((length, checksum)) => {
+                            Some(Input::Prepared { chunk, version, length, checksum })
+                        }
                         None => {
                             let text = format!("target {target}: {chunk} {version:?} on {base:?}");
                             own.fail("an update applies to the committed version (R5)", &text);
@@ -284,7 +287,10 @@ impl Sim {
             }
             Output::Commit { chunk, version } => self.disk(target, boot, move |own, node| {
                 if !node.store.commit(chunk, version) {
-                    own.fail("a version is held before it is committed", &format!("{target}: {chunk} {version:?}"));
+                    own.fail(
+                        "a version is held before it is committed",
+                        &format!("{target}: {chunk} {version:?}"),
+                    );
                 }
                 Some(Input::Committed { chunk, version })
             }),
@@ -326,7 +332,7 @@ impl Sim {
     fn answer_read(self: &Rc<Self>, target: TargetId, token: Token, content: ember_craq::Content) {
         let Some(node) = self.node(target) else { return };
         let chunk = match node.borrow().waiting.get(&token) {
-            Some((Waiter::Client { op }, _)) => self.clients.borrow().chunk_of(*op),
+            Some((Waiter::Client { op, .. }, _)) => self.clients.borrow().chunk_of(*op),
             _ => None,
         };
         let Some(chunk) = chunk else { return };
@@ -360,9 +366,11 @@ impl Sim {
         };
         let words = [7, target.0, u64::from(status.code()), digest(&bytes)];
         match waiter {
-            Waiter::Client { op } => self.send(Party::Target(target), Party::Clients, &words, move |own| {
-                own.client_answer(op, ClientAnswer { status, bytes });
-            }),
+            Waiter::Client { op, round } => {
+                self.send(Party::Target(target), Party::Clients, &words, move |own| {
+                    own.client_answer(op, round, ClientAnswer { status, bytes });
+                })
+            }
             Waiter::Peer { target: peer, boot, id } => {
                 let answer = Answer::Reply { status, version, chain_version };
                 self.send(Party::Target(target), Party::Target(peer), &words, move |own| {
@@ -404,7 +412,14 @@ impl Sim {
         });
     }
 
-    fn fetch_page(self: &Rc<Self>, target: TargetId, boot: u64, id: SendId, to: Address, after: Option<ChunkId>) {
+    fn fetch_page(
+        self: &Rc<Self>,
+        target: TargetId,
+        boot: u64,
+        id: SendId,
+        to: Address,
+        after: Option<ChunkId>,
+    ) {
         self.after(600 * MS, move |own| own.input(target, boot, Input::Page { id, page: None }));
         let remote = to.target;
         self.send(Party::Target(target), Party::Target(remote), &[9, target.0], move |own| {

@@ -158,7 +158,13 @@ impl Store {
         self.flush();
     }
     /// Replaces everything of a chunk durably.
-    pub(super) fn install(&mut self, chunk: ChunkId, content: Content, writers: Vec<WriterRecord>, payload: &[u8]) {
+    pub(super) fn install(
+        &mut self,
+        chunk: ChunkId,
+        content: Content,
+        writers: Vec<WriterRecord>,
+        payload: &[u8],
+    ) {
         if content.version.is_none() {
             self.chunks.remove(&chunk);
         } else {

@@ -289,7 +289,8 @@ impl Nemesis {
 
     fn slow_disk(self: &Rc<Self>) -> Option<&'static str> {
         let process = self.pick(&self.cast.storage);
-        let slow = DiskConfig { slow_ppm: 200_000, slow_max_ns: self.draw(50, 900) * MS, ..DiskConfig::default() };
+        let slow =
+            DiskConfig { slow_ppm: 200_000, slow_max_ns: self.draw(50, 900) * MS, ..DiskConfig::default() };
         self.set_disks(process, slow);
         let time = self.draw(300, 5_000) * MS;
         self.later(time, move |own| own.set_disks(process, DiskConfig::default()));
@@ -318,7 +319,8 @@ impl Nemesis {
             }
             Fault::FlipBit => {
                 let disks = world.disks_of(victim);
-                let flipped = disks.iter().filter_map(|(_, fs)| fs.flip_bit(world, self.cast.data_files)).count();
+                let flipped =
+                    disks.iter().filter_map(|(_, fs)| fs.flip_bit(world, self.cast.data_files)).count();
                 (flipped > 0).then_some("bit flipped on disk")
             }
             _ => {

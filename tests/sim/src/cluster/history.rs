@@ -154,7 +154,8 @@ fn excerpt<Op: std::fmt::Debug>(history: &[Event<Op>], at: usize) -> String {
         format!("\n  {:.3}..{end} ms {:?}", e.begin as f64 / 1e6, e.op)
     };
     let Some(bad) = history.get(at) else { return "no order explains it".to_owned() };
-    let mut order: Vec<&Event<Op>> = history.iter().filter(|e| e.begin <= bad.end.unwrap_or(u64::MAX)).collect();
+    let mut order: Vec<&Event<Op>> =
+        history.iter().filter(|e| e.begin <= bad.end.unwrap_or(u64::MAX)).collect();
     order.sort_by_key(|e| e.begin);
     let recent: String = order.iter().rev().take(24).rev().map(|e| show(e)).collect();
     format!("no order explains{}\nafter:{recent}", show(bad))

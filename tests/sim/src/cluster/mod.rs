@@ -12,10 +12,5 @@ pub fn simulate(seed: u64, settings: Settings) -> Outcome {
     let world = World::new(seed);
     world.trace().set_log(settings.log);
     world.tear_down();
-    Outcome {
-        seed,
-        hash: world.trace().hash(),
-        failure: world.failure(),
-        counters: world.trace().counters(),
-    }
+    Outcome { seed, hash: world.trace().hash(), failure: world.failure(), counters: world.trace().counters() }
 }
