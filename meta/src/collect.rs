@@ -53,7 +53,7 @@ impl Service {
                 }
             }
         }
-        self.stats.collected.set(self.stats.collected.get() + done as u64);
+        self.stats.collected.inc_by(done as u64);
         match failure {
             Some(error) if done == 0 => Err(error),
             _ => Ok(full && done > 0),

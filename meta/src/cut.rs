@@ -95,7 +95,7 @@ impl Service {
                 async move |space, _| space.finish_truncation(inode, version).await,
             )
             .await?;
-        self.stats.cuts.set(self.stats.cuts.get() + 1);
+        self.stats.cuts.inc_by(1);
         Ok(())
     }
 

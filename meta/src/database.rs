@@ -1,12 +1,12 @@
 //! Transactions: run on threads that may block, tried again after conflicts.
 
 use crate::error::MetaError;
+use ember_daemon::metrics::Counter;
 use ember_kv::{Durability, Kv, KvError};
 use ember_meta_store::{Env, Error as StoreError, Space};
 use ember_rt::Rt;
 use ember_types::file::Credentials;
 use ember_types::{ClusterTime, Status, UnixTime};
-use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,13 +43,18 @@ pub(crate) struct Database {
     kv: Arc<dyn Kv>,
     durability: Durability,
     attempts_max: u32,
-    /// Transactions that were tried again.
-    pub(crate) retries: Cell<u64>,
+    retries: Counter,
 }
 
 impl Database {
-    pub(crate) fn new(rt: Rt, kv: Arc<dyn Kv>, durability: Durability, attempts_max: u32) -> Self {
-        Self { rt, kv, durability, attempts_max: attempts_max.max(1), retries: Cell::new(0) }
+    pub(crate) fn new(
+        rt: Rt,
+        kv: Arc<dyn Kv>,
+        durability: Durability,
+        attempts_max: u32,
+        retries: Counter,
+    ) -> Self {
+        Self { rt, kv, durability, attempts_max: attempts_max.max(1), retries }
     }
 
     /// Runs `body` in a transaction that reads one consistent state.
@@ -140,7 +145,7 @@ impl Database {
             }
             return Err(error.into());
         }
-        self.retries.set(self.retries.get() + 1);
+        self.retries.inc();
         let pause = PAUSE_FIRST.saturating_mul(1 << (*failures - 1).min(16)).min(PAUSE_MAX);
         let jitter = Duration::from_nanos(self.rt.random_below(pause.as_nanos() as u64 / 2 + 1));
         self.rt.sleep(pause + jitter).await;

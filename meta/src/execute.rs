@@ -50,7 +50,7 @@ pub(crate) struct Call {
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
     /// It is answered.
-    Answered(Response),
+    Answered(Box<Response>),
     /// Ask storage about this inode, then run it again.
     Query(InodeId, Query),
     /// Complete the truncation of this inode, then run it again.
@@ -175,7 +175,7 @@ impl Call {
     pub(crate) async fn execute(&self, space: &mut Space<'_>, times: &Times) -> Result<Outcome, Error> {
         let env = times.env(&self.request.credentials);
         match self.execute_once(space, &env).await {
-            Err(Error::Refused(status)) => Ok(Outcome::Answered(refusal(status, ""))),
+            Err(Error::Refused(status)) => Ok(Outcome::Answered(Box::new(refusal(status, "")))),
             other => other,
         }
     }
@@ -196,7 +196,7 @@ impl Call {
             let bytes = ember_wire::encode(&response);
             space.remember(request.client, request.sequence, env.cluster, bytes);
         }
-        Ok(Outcome::Answered(response))
+        Ok(Outcome::Answered(Box::new(response)))
     }
 
     /// The stored answer of a request that was carried out. A capability in it is minted anew.
@@ -208,7 +208,7 @@ impl Call {
             Operation::Create { session, flags, .. } | Operation::Open { session, flags, .. } => {
                 (*session, *flags)
             }
-            _ => return Ok(Outcome::Answered(response)),
+            _ => return Ok(Outcome::Answered(Box::new(response))),
         };
         if let Answer::Opened { attributes, capability, cluster_time, capability_ms, .. } =
             &mut response.result
@@ -221,7 +221,7 @@ impl Call {
                 (*cluster_time, *capability_ms) = (self.minter.now, self.minter.life());
             }
         }
-        Ok(Outcome::Answered(response))
+        Ok(Outcome::Answered(Box::new(response)))
     }
 
     /// The file whose length the request is about.

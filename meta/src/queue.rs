@@ -84,6 +84,7 @@ impl Service {
     }
 
     async fn transact(&self, calls: Vec<Call>) -> Result<Vec<Outcome>, MetaError> {
+        self.stats.transactions.inc();
         let sync = calls.iter().any(|c| matches!(c.request.operation, Operation::Sync { .. }));
         self.database
             .write(

@@ -6,6 +6,7 @@ use crate::seam::Cluster;
 use crate::service::{Door, Service};
 use crate::storage::StorageClient;
 use ember_client::mgmtd::{NodeAgent, NodeIdentity, RoutingCache, keep_session};
+use ember_daemon::Metrics;
 use ember_kv::Kv;
 use ember_net::{Pool, Server, ServerIdentity, ServerOptions};
 use ember_rt::select::{join_all, select};
@@ -29,6 +30,8 @@ pub struct Parts {
     pub node: NodeIdentity,
     /// Signs capabilities.
     pub key: CapabilityKey,
+    /// Where its counters are shown.
+    pub metrics: Metrics,
 }
 
 /// The cluster as the node's agent knows it.
@@ -62,7 +65,7 @@ pub async fn run(
     parts: Parts,
     shutdown: watch::Receiver<bool>,
 ) -> Result<(), MetaError> {
-    let Parts { kv, server, pool, routing, mut node, key } = parts;
+    let Parts { kv, server, pool, routing, mut node, key, metrics } = parts;
     let mut listeners = Vec::new();
     node.addresses.clear();
     for text in &config.listen {
@@ -86,7 +89,7 @@ pub async fn run(
     let cluster: Rc<dyn Cluster> = Rc::new(Member { rt: rt.clone(), routing, agent, error });
     let timeout = Duration::from_millis(config.storage_timeout_ms.max(100));
     let storage = StorageClient::new(rt.clone(), pool, cluster.clone(), key.clone(), client, timeout);
-    let service = Service::new(rt.clone(), config, kv, cluster, Rc::new(storage), key, boot)?;
+    let service = Service::new(rt.clone(), config, kv, cluster, Rc::new(storage), key, boot, &metrics)?;
     service.format().await?;
     rt.spawn("meta collector", until(shutdown.clone(), service.clone().collect()));
     rt.spawn("meta sweeper", until(shutdown.clone(), service.clone().sweep()));

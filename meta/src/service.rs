@@ -9,6 +9,8 @@ use crate::ids::{self, Ids};
 use crate::queue::Queues;
 use crate::seam::{Cluster, StorageOps};
 use crate::totals::TotalsCache;
+use ember_daemon::Metrics;
+use ember_daemon::metrics::Counter;
 use ember_kv::{Durability, Kv};
 use ember_meta_store::Placement;
 use ember_net::handshake::Peer;
@@ -25,18 +27,35 @@ use std::time::Duration;
 
 /// Rounds of asking storage and running again that one request gets.
 const ROUNDS: usize = 8;
+/// Most opens renewed by one request.
+const RENEWALS_MAX: usize = 4096;
 /// Longest transaction, as the store allows it.
 const TRANSACTION: Duration = Duration::from_secs(5);
 /// Changing requests of one client that may be unanswered: the ring of stored answers has as many places.
 const UNANSWERED_MAX: u64 = ember_meta_store::request::WINDOW;
 
-/// What the service has counted since its start.
-#[derive(Default, Debug)]
+/// What the service counts.
 pub(crate) struct Stats {
-    pub(crate) requests: Cell<u64>,
-    pub(crate) collected: Cell<u64>,
-    pub(crate) settled: Cell<u64>,
-    pub(crate) cuts: Cell<u64>,
+    pub(crate) requests: Counter,
+    pub(crate) transactions: Counter,
+    pub(crate) retries: Counter,
+    pub(crate) collected: Counter,
+    pub(crate) settled: Counter,
+    pub(crate) cuts: Counter,
+}
+
+impl Stats {
+    fn new(metrics: &Metrics) -> Self {
+        let counter = |name: &str, help: &str| metrics.counter(name, help);
+        Self {
+            requests: counter("meta_requests", "Metadata requests"),
+            transactions: counter("meta_transactions", "Transactions begun for changing requests"),
+            retries: counter("meta_retries", "Transactions tried again after a conflict"),
+            collected: counter("meta_collected", "Removed inodes and data collected"),
+            settled: counter("meta_settled", "Sessions of dead writers settled"),
+            cuts: counter("meta_cuts", "Truncations carried out on storage"),
+        }
+    }
 }
 
 /// The service on one reactor.
@@ -62,6 +81,7 @@ pub struct Service {
 
 impl Service {
     /// A service over a store. `boot` names this start of it.
+    #[allow(clippy::too_many_arguments)]
     pub fn new(
         rt: Rt,
         config: MetaConfig,
@@ -70,6 +90,7 @@ impl Service {
         storage: Rc<dyn StorageOps>,
         key: CapabilityKey,
         boot: u64,
+        metrics: &Metrics,
     ) -> Result<Rc<Self>, MetaError> {
         let durability = match config.durability.as_str() {
             "ordered" => Durability::Ordered,
@@ -85,7 +106,9 @@ impl Service {
             let what = format!("{} with a stripe of {}", config.chunk_size, config.stripe);
             return Err(MetaError::Config { name: "chunk_size", what });
         };
-        let database = Database::new(rt.clone(), kv, durability, config.attempts_max);
+        let stats = Stats::new(metrics);
+        let retries = stats.retries.clone();
+        let database = Database::new(rt.clone(), kv, durability, config.attempts_max, retries);
         let (ids, base) = (Ids::new(config.id_range), Cell::new(rt.random_u64() as u32));
         Ok(Rc::new(Self {
             rt,
@@ -95,7 +118,7 @@ impl Service {
             queues: Queues::default(),
             cuts: Cuts::default(),
             totals: TotalsCache::default(),
-            stats: Stats::default(),
+            stats,
             key,
             boot,
             ids,
@@ -185,7 +208,7 @@ impl Service {
             return refusal(Status::Busy, "too many metadata requests at once");
         }
         self.open.set(self.open.get() + 1);
-        self.stats.requests.set(self.stats.requests.get() + 1);
+        self.stats.requests.inc();
         let answer = self.try_answer(request).await;
         self.open.set(self.open.get() - 1);
         match answer {
@@ -203,6 +226,9 @@ impl Service {
     fn admit(&self, request: &Request) -> Result<(), MetaError> {
         if self.cluster.view().ended_clients.contains(&request.client) {
             return Err(MetaError::not_now(Status::SessionEnded, "this client's session has ended"));
+        }
+        if matches!(&request.operation, Operation::Renew { opens, .. } if opens.len() > RENEWALS_MAX) {
+            return Err(MetaError::not_now(Status::InvalidArgument, "too many renewals in one request"));
         }
         if request.sequence > request.answered.saturating_add(UNANSWERED_MAX - 1) {
             return Err(MetaError::not_now(Status::Busy, "too many unanswered requests of this client"));
@@ -240,7 +266,7 @@ impl Service {
             }
             call.minter = self.minter()?;
             match self.submit(call.clone()).await? {
-                Outcome::Answered(response) => return self.complete(&request, response).await,
+                Outcome::Answered(response) => return self.complete(&request, *response).await,
                 Outcome::Query(inode, query) => {
                     let length = self.storage.length(inode, query).await?;
                     call.found = Some(query.answer(length));

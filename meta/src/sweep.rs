@@ -111,7 +111,7 @@ impl Service {
                 .await?;
             match done {
                 Progress::Done(()) => {
-                    self.stats.settled.set(self.stats.settled.get() + 1);
+                    self.stats.settled.inc_by(1);
                     return Ok(());
                 }
                 Progress::Query(again) => query = Some(again),
