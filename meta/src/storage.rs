@@ -324,7 +324,15 @@ impl StorageOps for StorageClient {
         extent: u64,
         until: ClusterTime,
     ) -> LocalBoxFuture<'_, Result<(), MetaError>> {
-        Box::pin(self.cut_all(place, from, extent, until))
+        Box::pin(async move {
+            match self.cut_all(place, from, extent, until).await {
+                // So much to remove that its time ran out: what is left goes under the next claim.
+                Err(MetaError::Storage { status: Status::BadCapability, what }) => {
+                    Err(storage(Status::Timeout, format!("{what}: the rights to cut ended before the work")))
+                }
+                done => done,
+            }
+        })
     }
 
     fn length(&self, inode: InodeId, query: Query) -> LocalBoxFuture<'_, Result<u64, MetaError>> {

@@ -38,12 +38,16 @@ struct Node {
     /// Requests that are answered as if the node were starting.
     refusals: Cell<u32>,
     tags: RefCell<Vec<WriterTag>>,
+    expired: Cell<bool>,
 }
 
 impl Node {
     fn check(&self, to: Address, capability: &Capability, rights: Rights) -> Status {
         assert!(CapabilityKey::new(&KEY).verify(capability));
         assert!(capability.rights().allows(rights));
+        if self.expired.get() {
+            return Status::BadCapability;
+        }
         if self.refusals.get() > 0 {
             self.refusals.set(self.refusals.get() - 1);
             return Status::NotServing;
@@ -155,6 +159,7 @@ async fn with_node(rt: Rt) -> (Rc<Node>, Rc<TestCluster>, StorageClient) {
         version: Cell::new(5),
         refusals: Cell::new(0),
         tags: RefCell::default(),
+        expired: Cell::new(false),
     });
     let address = "127.0.0.1:7";
     let addr: Addr = address.parse().unwrap();
@@ -253,5 +258,20 @@ fn lengths_come_from_all_chains_and_refusals_are_waited_out() {
         let unknown = Layout::new(ChainTableId(7), ChainTableVersion(1), SIZE as u32, 1, 0, 0).unwrap();
         let unknown = Query { layout: unknown, ..query };
         assert!(storage.length(InodeId(1), unknown).await.unwrap_err().status().is_retryable());
+    });
+}
+
+#[test]
+fn a_cut_that_outlasts_its_rights_may_go_on_under_the_next_claim() {
+    run(async |rt| {
+        let (node, cluster, storage) = with_node(rt).await;
+        fill(&node, DataId(1), 9);
+        node.expired.set(true);
+        let until = cluster.now().unwrap() + Duration::from_secs(10);
+        let ended = storage.cut(place(DataId(1)), 0, u64::MAX, until).await.unwrap_err();
+        assert!(ended.status().is_retryable(), "{ended}");
+        node.expired.set(false);
+        storage.cut(place(DataId(1)), 0, u64::MAX, until).await.unwrap();
+        assert!(node.chunks.borrow().is_empty());
     });
 }

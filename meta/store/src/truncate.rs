@@ -185,8 +185,8 @@ impl Space<'_> {
         }
     }
 
-    /// Takes the right to carry out a truncation, or goes on with it. The commit is durable, so that the caller may act (R3).
-    /// `bound` is twice the error of cluster time.
+    /// Takes the right to carry out a truncation, or goes on with it. The commit is durable, so that the caller
+    /// may act (R3). `bound` is twice the error of cluster time.
     pub async fn claim_truncation(&mut self, env: &Env<'_>, id: InodeId, bound: Duration) -> Result<Claim> {
         let Some(mut intent) = self.intent(id).await? else { return Ok(Claim::None) };
         if intent.owner != env.owner && intent.until + bound > env.cluster {
