@@ -143,7 +143,8 @@ impl Node {
     pub(crate) fn follow_routing(self: &Rc<Self>) {
         let view = self.context.routing.view();
         for target in self.running() {
-            if let Some(chain) = view.chains.get(&target.replica().identity().chain) {
+            let chain = target.replica().identity().chain;
+            if let Some(chain) = view.chains.get(&chain) {
                 target.learn_chain(chain);
             }
             target.input(Input::EndedClients(view.ended_clients.clone()));

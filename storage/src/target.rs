@@ -98,6 +98,7 @@ impl Target {
     pub(crate) fn input(self: &Rc<Self>, input: Input) {
         let now = self.node.rt.now();
         let mut out = Vec::new();
+        tracing::trace!(target = %self.id, ?input, "told");
         {
             let view = EngineView(&self.engine);
             let mut replica = self.replica.borrow_mut();
@@ -108,6 +109,7 @@ impl Target {
             replica.handle(now, &view, input, &mut out);
         }
         for output in out {
+            tracing::trace!(target = %self.id, ?output, "wants");
             self.perform(output);
         }
     }

@@ -6,7 +6,6 @@ use crate::daemons::{Base, identity};
 use crate::paths::{Daemon, DataDir};
 use crate::usage;
 use anyhow::{Context, Result};
-use ember_client::mgmtd::keep_session;
 use ember_client::{Client, ClientConfig, ClientError, Shared};
 use ember_net::{Identity, Pool};
 use ember_rt::Rt;
@@ -33,19 +32,11 @@ pub(crate) fn run(dir: &DataDir, point: &Path) -> Result<u8> {
             Box::pin(async move { client(&rt, &dir, shared, identity, config).await })
         })
     };
-    let parts = ember_fuse::Parts { connect: connect.clone(), metrics: base.metrics.clone() };
+    let parts = ember_fuse::Parts { connect, metrics: base.metrics.clone() };
     let settings = base.settings.fuse.clone();
     run_reactor(&Options::default(), |rt| async move {
         let shutdown = ember_daemon::shutdown_signal(&rt)?;
-        let client = connect(rt.clone()).await?;
-        let routing = client.routing();
-        let description = format!("mount {} (process {})", point.display(), std::process::id());
-        let (mgmtd, clock) = (routing.mgmtd().clone(), routing.clock().clone());
-        let (own, ended) = (shared.id(), shutdown.clone());
-        let session = keep_session(&rt, mgmtd, own, description, clock, ended);
-        rt.spawn("capabilities", client.clone().keep_capabilities());
         ember_fuse::run(rt, &point, settings, parts, shutdown, |_| {}).await.context("mount")?;
-        drop(session);
         anyhow::Ok(())
     })??;
     Ok(usage::OK)

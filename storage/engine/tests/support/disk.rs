@@ -26,14 +26,16 @@ impl Change {
             Self::Write(offset, data) => {
                 let end = *offset as usize + data.len();
                 if bytes.len() < end {
-                    bytes.resize(end, 0);
+                    let missing = end - bytes.len();
+                    bytes.extend_from_slice(&vec![0; missing]);
                 }
                 bytes[*offset as usize..end].copy_from_slice(data);
             }
             Self::Allocate(offset, len) => {
                 let end = (offset + len) as usize;
                 if bytes.len() < end {
-                    bytes.resize(end, 0);
+                    let missing = end - bytes.len();
+                    bytes.extend_from_slice(&vec![0; missing]);
                 }
             }
             Self::Punch(offset, len) => {
