@@ -24,6 +24,7 @@ pub use meta::MetaOptions;
 pub use open::{FileState, OpenFile, session_of};
 pub use read::Segments;
 pub use shared::Shared;
+pub use write::ChunkUpdate;
 
 use channels::Channels;
 use ember_rt::{Rt, SharedBuf};

@@ -59,17 +59,21 @@ impl Client {
     }
 
     async fn write_piece(&self, file: &OpenFile, update: ChunkUpdate) -> Result<()> {
-        let first = self.update_chunk(&update, file.capability()).await;
-        let refused = first.as_ref().is_err_and(|failure| failure.status == Status::BadCapability);
-        if !refused {
-            return first.map(|_| ());
-        }
-        self.renew_one(file).await?;
-        self.update_chunk(&update, file.capability()).await.map(|_| ())
+        self.change_chunk(&update, file.capability(), Some(file)).await.map(|_| ())
     }
 
     /// Changes one chunk, under one tag until the chain answers for good.
     pub async fn update_chunk(&self, update: &ChunkUpdate, capability: Capability) -> Result<UpdateResponse> {
+        self.change_chunk(update, capability, None).await
+    }
+
+    /// An expired capability of `file` is renewed once. The tag stays: an earlier attempt may have been done.
+    async fn change_chunk(
+        &self,
+        update: &ChunkUpdate,
+        capability: Capability,
+        file: Option<&OpenFile>,
+    ) -> Result<UpdateResponse> {
         let inner = &*self.0;
         let deadline = inner.deadline();
         let Some(channel) = inner.channels.take().await else {
@@ -85,7 +89,14 @@ impl Client {
             capability,
             checksums,
         };
-        let result = inner.drive(update, &mut request, deadline).await;
+        let mut result = inner.drive(update, &mut request, deadline).await;
+        if let Some(file) = file
+            && result.as_ref().is_err_and(|failure| failure.status == Status::BadCapability)
+        {
+            self.renew_one(file).await?;
+            request.capability = file.capability();
+            result = inner.drive(update, &mut request, deadline).await;
+        }
         inner.give_back(channel, &result);
         result
     }

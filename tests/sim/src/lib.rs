@@ -27,5 +27,5 @@ use runner::{Outcome, Settings};
 
 /// Runs the simulation of one seed.
 pub fn simulate(seed: u64, settings: Settings) -> Outcome {
-    chain::simulate(seed, settings)
+    cluster::simulate(seed, settings)
 }

@@ -96,6 +96,13 @@ fn main() -> ExitCode {
     }
     let settings = Settings { mutant: mutant.flatten(), log: args.trace };
     catch_panics();
+    if args.trace {
+        tracing_subscriber::fmt()
+            .without_time()
+            .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
+            .with_writer(std::io::stderr)
+            .init();
+    }
     match (args.seed, args.seeds) {
         (Some(seed), _) => one(seed, settings),
         (None, Some(count)) => many(&args, count, settings),

@@ -101,9 +101,15 @@ impl Sim {
 
     /// An empty disk in the place of one, while the two others hold everything.
     fn replace(self: &Rc<Self>, target: TargetId) -> Option<&'static str> {
-        if !self.control.borrow().all_serve() {
+        let control = self.control.borrow();
+        let whole = |t: TargetId| {
+            let held = control.chain().member(t).map(|m| m.generation);
+            self.node(t).is_some_and(|n| n.borrow().alive && Some(n.borrow().generation) == held)
+        };
+        if !control.all_serve() || !(1..=LAST).map(TargetId).all(whole) {
             return None;
         }
+        drop(control);
         self.stop_node(target, true);
         {
             let mut node = self.node(target)?.borrow_mut();

@@ -333,9 +333,22 @@ impl Model for NameModel {
             (Ok((after, Fact::Links(own))), Told::Links(seen)) => (own == *seen).then_some(after),
             // An inode without a name that somebody still has open.
             (Err(Refusal::NotFound), Told::Links(0)) => Some(tree.clone()),
-            (Err(own), Told::Refused(seen)) => same(own, *seen).then(|| tree.clone()),
+            (Err(own), Told::Refused(seen)) => {
+                (same(own, *seen) || also(tree, &op.ask, *seen)).then(|| tree.clone())
+            }
             _ => None,
         }
+    }
+}
+
+/// Whether a second reason holds too, where several do and a service may name either.
+fn also(tree: &Tree, ask: &Ask, seen: Refusal) -> bool {
+    match *ask {
+        Ask::Link { dir, name, .. } => {
+            let taken = tree.dirs.get(&Node::Known(dir)).is_some_and(|d| d.contains_key(&name));
+            taken && seen == Refusal::Exists
+        }
+        _ => false,
     }
 }
 

@@ -77,6 +77,8 @@ pub struct Cast {
     pub kv: SimKv,
     /// Part of the names of files that hold chunks' data.
     pub data_files: &'static str,
+    /// Tells the cluster, as an operator does, that a storage node has an empty disk: its number among them.
+    pub replaced: Box<dyn Fn(usize)>,
     /// Whether every target of every chain serves.
     pub all_serve: Box<dyn Fn() -> bool>,
 }
@@ -315,6 +317,9 @@ impl Nemesis {
                     world.replace_disk(victim, &root);
                 }
                 self.restart_later(victim, 50, 3_000);
+                if let Some(number) = self.cast.storage.iter().position(|&p| p == victim) {
+                    (self.cast.replaced)(number);
+                }
                 Some("disk replaced by an empty one")
             }
             Fault::FlipBit => {

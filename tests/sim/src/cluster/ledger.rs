@@ -160,7 +160,7 @@ impl Worker {
         self.stage.history.asked();
         match self.client.close(file.handle()).await {
             Err(error) if error.status == Status::Stale => Ok(()),
-            result => result,
+            result => result.map(|_| ()),
         }
     }
 

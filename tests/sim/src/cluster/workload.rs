@@ -304,7 +304,7 @@ fn draw(stage: &Stage, rng: &RefCell<SplitMix64>, group: u32, fixed: &[Ino]) -> 
     let known = stage.known.borrow().get(&group).cloned().unwrap_or_default();
     let mut rng = rng.borrow_mut();
     let dirs: Vec<Ino> = fixed.iter().chain(&known.dirs).copied().collect();
-    let mut dir = |rng: &mut SplitMix64| {
+    let dir = |rng: &mut SplitMix64| {
         // Mostly one that is never removed.
         let from = if rng.below(4) == 0 { &dirs[..] } else { fixed };
         from.get(rng.below(from.len() as u64) as usize).copied()
