@@ -71,8 +71,8 @@ impl Service {
             let replaced = state.chains.get(&info.chain).and_then(|chain| state.replace(chain, info));
             let Some((target, chain)) = replaced else {
                 let text = format!(
-                    "target {} is serving, or no other member of chain {} serves: stop its node first, and wait \
-                     until another member serves",
+                    "target {} is serving, or no other member of chain {} serves: stop its node first, \
+                     and wait until another member serves",
                     info.id, info.chain
                 );
                 return answer(Status::Busy, info.generation, text);

@@ -15,8 +15,8 @@ ember_types::config! {
         pub heartbeat_ms: u64 = 500,
         /// Bound on how far two machines' clocks drift apart during a lease, in milliseconds.
         pub drift_ms: u64 = 250,
-        /// Lease of the primary mgmtd, in milliseconds; with the drift bound twice it must be shorter than the
-        /// nodes' lease, so that a change of primary stops no I/O.
+        /// Lease of the primary mgmtd, in milliseconds; with the drift bound twice it must be shorter than
+        /// the nodes' lease, so that a change of primary stops no I/O.
         pub primary_lease_ms: u64 = 2_000,
         /// How often the primary renews its lease and others look at it, in milliseconds.
         pub primary_poll_ms: u64 = 250,
@@ -50,8 +50,8 @@ impl Config {
         let takeover = self.primary_lease_ms + 2 * self.drift_ms + 2 * self.primary_poll_ms;
         if takeover >= self.node_lease_ms {
             return Err(format!(
-                "a change of primary takes up to {takeover} ms, longer than node_lease_ms ({}): nodes would stop \
-                 serving; lower primary_lease_ms or raise node_lease_ms",
+                "a change of primary takes up to {takeover} ms, longer than node_lease_ms ({}): nodes would \
+                 stop serving; lower primary_lease_ms or raise node_lease_ms",
                 self.node_lease_ms
             ));
         }

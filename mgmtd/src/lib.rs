@@ -1,10 +1,11 @@
 //! The cluster manager: who is a member, who serves what, and until when.
 //!
-//! It is no data path: nodes and clients work on without it for the length of a lease, and it never talks to a node
-//! by itself. Decisions about chains are `ember-chain`'s; what is stored is [`record`]'s.
+//! It is no data path: nodes and clients work on without it for the length of a lease, and it never talks to
+//! a node by itself. Decisions about chains are `ember-chain`'s; what is stored is [`record`]'s.
 //!
 //! Invariants:
-//! - At most one server acts as the primary, by a lease in the store; each of its transactions depends on it (R8).
+//! - At most one server acts as the primary, by a lease in the store; each of its transactions depends on it
+//!   (R8).
 //! - Nothing is published, granted or acted on before it is durable (R2).
 //! - A heartbeat is answered from memory, and never waits for the store.
 //! - A serving target is taken out only when it cannot be serving (R1).
@@ -53,8 +54,8 @@ pub struct Parts {
     pub release: String,
 }
 
-/// Serves until `shutdown` turns true or its sender is gone; then gives the primary's lease back. Fails at once if the
-/// settings are wrong or an address is taken.
+/// Serves until `shutdown` turns true or its sender is gone; then gives the primary's lease back. Fails at
+/// once if the settings are wrong or an address is taken.
 pub async fn run(rt: Rt, config: Config, parts: Parts, shutdown: watch::Receiver<bool>) -> Result<(), Error> {
     config.validate().map_err(Error::Config)?;
     let listeners = listen(&rt, &config)?;

@@ -181,8 +181,8 @@ impl Primary {
 }
 
 impl Leave<'_> {
-    /// Makes a batch durable, then takes it over and tells everybody. Any failure ends the term: what is stored is
-    /// read again by the next primary, which may be this server.
+    /// Makes a batch durable, then takes it over and tells everybody. Any failure ends the term: what is
+    /// stored is read again by the next primary, which may be this server.
     pub(crate) async fn commit(&self, batch: Batch) -> Result<(), Error> {
         let primary = self.primary;
         let (routing, tell) = {

@@ -1,4 +1,5 @@
-//! Transactions of mgmtd. Each runs on a thread that may block, and is durable when it has been answered (R2).
+//! Transactions of mgmtd. Each runs on a thread that may block, and is durable when it has been answered
+//! (R2).
 
 use crate::error::Error;
 use crate::record::{self, Beat, Change, Image, Primary, table};
@@ -42,8 +43,8 @@ impl Store {
         read.await.map_err(|_| Error::Ending)?
     }
 
-    /// Takes the primary's place from `seen`. Afterwards the caller reads who is primary, whatever comes back:
-    /// the outcome of a commit can be unknown.
+    /// Takes the primary's place from `seen`. Afterwards the caller reads who is primary, whatever comes
+    /// back: the outcome of a commit can be unknown.
     pub(crate) async fn take(&self, seen: Claim, own: Primary, beat: Beat) -> Result<(), Error> {
         let kv = self.kv.clone();
         let taken = self.rt.blocking("mgmtd take", move || async move {

@@ -13,9 +13,9 @@ pub struct Accusation {
     pub device_error: bool,
 }
 
-/// Decides whom to demote when `accuser` accuses `accused`, both members of `chain`, given what was said lately
-/// of their nodes (`recent`, this accusation included): whose I/O fails, else whom more nodes accuse, else the
-/// accused. `None` if the chain would be left without a serving member.
+/// Decides whom to demote when `accuser` accuses `accused`, both members of `chain`, given what was said
+/// lately of their nodes (`recent`, this accusation included): whose I/O fails, else whom more nodes accuse,
+/// else the accused. `None` if the chain would be left without a serving member.
 pub fn blame(
     chain: &Chain,
     (accuser, accuser_node): (TargetId, NodeId),

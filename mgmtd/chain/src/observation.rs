@@ -21,8 +21,8 @@ pub struct Report {
 pub struct Observation {
     /// Its node has a live lease from this primary, in its present boot (R7).
     pub alive: bool,
-    /// It may be answering requests: its node's last grant plus the drift bound has not passed, and its node has
-    /// neither confirmed that the target stopped nor started anew (R1).
+    /// It may be answering requests: its node's last grant plus the drift bound has not passed, and its node
+    /// has neither confirmed that the target stopped nor started anew (R1).
     pub may_serve: bool,
     /// What its node said of it; `None` before the first report.
     pub report: Option<Report>,

@@ -4,8 +4,8 @@ use crate::observation::Observation;
 use ember_types::{Chain, ChainTarget, ChainVersion, Generation, PublicState, TargetId, mutant};
 use std::collections::BTreeMap;
 
-/// Whether `target` in `generation` holds every acknowledged write of the chain: it served under the last version
-/// in use, or was synced from one that did, and has not begun to sync since (R7).
+/// Whether `target` in `generation` holds every acknowledged write of the chain: it served under the last
+/// version in use, or was synced from one that did, and has not begun to sync since (R7).
 pub fn holds_everything(chain: &Chain, target: TargetId, generation: Generation) -> bool {
     chain.in_use_members.iter().any(|m| m.target == target && m.generation == generation)
 }
@@ -16,8 +16,8 @@ pub fn may_replace(chain: &Chain, target: TargetId) -> bool {
     apart && chain.serving().next().is_some()
 }
 
-/// The chain's next version under these observations; `None` if nothing changes. An absent observation counts as
-/// a target that may be serving: nothing is decided about it.
+/// The chain's next version under these observations; `None` if nothing changes. An absent observation counts
+/// as a target that may be serving: nothing is decided about it.
 pub fn transition(chain: &Chain, observations: &BTreeMap<TargetId, Observation>) -> Option<Chain> {
     if let Some(max) = version_beyond(chain, observations) {
         return recover_version(chain, observations, max);
@@ -111,8 +111,8 @@ impl<'a> Round<'a> {
         self.members.iter().any(|(_, new)| *new == Some(state))
     }
 
-    /// Some serving member can act as a source: "another serving target exists" counts only targets with a live
-    /// lease from this primary in their present boot (R7).
+    /// Some serving member can act as a source: "another serving target exists" counts only targets with a
+    /// live lease from this primary in their present boot (R7).
     fn live_serving(&self) -> bool {
         self.members.iter().any(|(m, new)| {
             *new == Some(PublicState::Serving) && self.of(m.target).is_some_and(Observation::usable)
@@ -228,8 +228,8 @@ fn same(a: &ChainTarget, b: &ChainTarget) -> bool {
     a.target == b.target && a.generation == b.generation
 }
 
-/// Whether the members differ enough for a new version. A sync starts over with each version, so that a member
-/// going between waiting and offline must not disturb another one's sync.
+/// Whether the members differ enough for a new version. A sync starts over with each version, so that a
+/// member going between waiting and offline must not disturb another one's sync.
 fn worth_a_version(chain: &Chain, targets: &[ChainTarget]) -> bool {
     let idle = |m: &&ChainTarget| matches!(m.state, PublicState::Waiting | PublicState::Offline);
     let active = |list: &[ChainTarget]| list.iter().filter(|m| !idle(m)).copied().collect::<Vec<_>>();

@@ -1,8 +1,8 @@
 //! Random lives of a chain in a small abstract model: which target holds which acknowledged writes.
 //!
-//! Each step is one of: a process dies, restarts (a new boot), loses its disk, a lease lapses, a write is tried, a
-//! sync ends, mgmtd looks. After every step the invariants hold and each serving target holds every acknowledged
-//! write; at the end everybody returns and every chain becomes fully serving.
+//! Each step is one of: a process dies, restarts (a new boot), loses its disk, a lease lapses, a write is
+//! tried, a sync ends, mgmtd looks. After every step the invariants hold and each serving target holds every
+//! acknowledged write; at the end everybody returns and every chain becomes fully serving.
 
 use ember_chain::{
     Observation, Report, accept_generation, invariants, may_replace, new_chain, note_in_use, transition,
@@ -285,10 +285,9 @@ proptest! {
         let mut model = Model::new(count);
         for event in &events {
             let within = match event {
-                Event::Die(at) | Event::Lapse(at) | Event::Restart(at) | Event::Wipe(at) | Event::Heartbeat(at) => {
-                    *at < count
-                }
-                _ => true,
+                Event::Write(_) | Event::SyncDone | Event::Evaluate => true,
+                Event::Die(at) | Event::Lapse(at) | Event::Restart(at) => *at < count,
+                Event::Wipe(at) | Event::Heartbeat(at) => *at < count,
             };
             if within {
                 model.step(event);

@@ -77,8 +77,8 @@ impl Clients {
         Some((id, Some(client)))
     }
 
-    /// What time changes: sessions that were not extended for `life` end, and ends that were announced long enough
-    /// are forgotten. At most `limit` changes.
+    /// What time changes: sessions that were not extended for `life` end, and ends that were announced long
+    /// enough are forgotten. At most `limit` changes.
     pub(crate) fn due(
         &self,
         now: Instant,

@@ -102,8 +102,8 @@ impl State {
         next.collect()
     }
 
-    /// Takes a node's reports and answers with the public states of its targets; grants a lease unless the node has
-    /// yet to confirm that a target stopped (R1).
+    /// Takes a node's reports and answers with the public states of its targets; grants a lease unless the
+    /// node has yet to confirm that a target stopped (R1).
     pub(crate) fn heartbeat(
         &mut self,
         request: HeartbeatRequest,
@@ -181,8 +181,8 @@ impl State {
         answer.chains.dedup_by_key(|c| c.id);
     }
 
-    /// No renewal while a target that is to stop has not confirmed it (R1), or has served under a version that the
-    /// store has lost (R2): its lease must run out first.
+    /// No renewal while a target that is to stop has not confirmed it (R1), or has served under a version
+    /// that the store has lost (R2): its lease must run out first.
     fn may_grant(&self, node: NodeId, now: Instant) -> bool {
         if self.nodes.get(&node).is_none_or(|n| n.replaced) {
             return false;
@@ -192,7 +192,7 @@ impl State {
                 return true;
             };
             let report = self.report(target);
-            let confirmed = report.is_some_and(|r| super::stopped(r, chain));
+            let confirmed = self.has_stopped(chain, target);
             let lost = report.is_some_and(|r| r.served_version > chain.version);
             let lost = lost && !mutant!(r02_version_from_kv_only);
             (confirmed || !self.must_stop(chain, target, now)) && !lost

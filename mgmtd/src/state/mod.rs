@@ -1,5 +1,5 @@
-//! What the primary knows: a copy of what is stored, and what nodes and clients said since it took over. No I/O and
-//! no clock: every method that needs the time takes it.
+//! What the primary knows: a copy of what is stored, and what nodes and clients said since it took over. No
+//! I/O and no clock: every method that needs the time takes it.
 
 mod clients;
 mod gray;
@@ -24,6 +24,9 @@ use gray::Gray;
 use routing::History;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+/// How long making a target for the first time may take before it counts as failed.
+const MAKING_MAX: Duration = Duration::from_secs(10);
 
 /// A registered node, and what it said in its present boot.
 pub(crate) struct Node {
@@ -58,6 +61,8 @@ pub(crate) struct State {
     by_node: BTreeMap<NodeId, BTreeSet<TargetId>>,
     /// Targets whose removal from service is being written: their nodes get no lease until they confirm.
     stopping: BTreeSet<TargetId>,
+    /// Targets that are being made for the first time, and since when: that they are not there is no failure.
+    young: BTreeMap<TargetId, Instant>,
     /// Chains to evaluate.
     dirty: BTreeSet<ChainId>,
 }
@@ -104,6 +109,7 @@ impl State {
             gray: Gray::new(Duration::from_millis(config.sync_stall_ms)),
             by_node: BTreeMap::new(),
             stopping: BTreeSet::new(),
+            young: BTreeMap::new(),
             dirty: BTreeSet::new(),
             config,
         };
@@ -111,7 +117,7 @@ impl State {
             state.nodes.insert(node.id, Node::new(node, Some(now)));
         }
         for target in image.targets {
-            state.insert_target(target);
+            state.insert_target(target, now);
         }
         for table in image.tables {
             state.tables.insert(TableKey { id: table.id, version: table.version }, table);
@@ -120,7 +126,12 @@ impl State {
         state
     }
 
-    fn insert_target(&mut self, target: TargetInfo) {
+    fn insert_target(&mut self, target: TargetInfo, now: Instant) {
+        if target.created {
+            self.young.remove(&target.id);
+        } else {
+            self.young.insert(target.id, now);
+        }
         self.by_node.entry(target.node).or_default().insert(target.id);
         self.targets.insert(target.id, target);
     }
@@ -149,7 +160,7 @@ impl State {
         let report = node.reports.get(&target);
         Some(Observation {
             alive: node.alive(now, &self.config),
-            may_serve: node.may_hold_lease(now, &self.config) && !report.is_some_and(|r| stopped(r, chain)),
+            may_serve: node.may_hold_lease(now, &self.config) && !self.has_stopped(chain, target),
             report: report.map(|r| Report {
                 generation: r.generation,
                 local: r.state,
@@ -160,6 +171,14 @@ impl State {
             shunned: self.gray.is_shunned(target, now),
             stalled: self.gray.is_stalled(chain, target, now),
         })
+    }
+
+    /// Whether `target`'s node says that it has stopped: on mgmtd's order under the chain's present version, or
+    /// because its disk failed.
+    fn has_stopped(&self, chain: &Chain, target: TargetId) -> bool {
+        let Some(report) = self.report(target) else { return false };
+        let failed = report.state == LocalState::Offline && !self.young.contains_key(&target);
+        failed || (report.stopped && report.chain_version == chain.version)
     }
 
     /// Whether a serving member other than `target` has a live lease.
@@ -214,6 +233,12 @@ impl State {
         for (id, _) in &changed {
             self.mark_node(*id);
         }
+        let grown = |(t, since): (&TargetId, &Instant)| (now.since(*since) >= MAKING_MAX).then_some(*t);
+        let grown: Vec<TargetId> = self.young.iter().filter_map(grown).collect();
+        for target in grown {
+            self.young.remove(&target);
+            self.dirty.extend(self.targets.get(&target).map(|t| t.chain));
+        }
         let stalled = self.gray.due(now);
         self.dirty.extend(stalled);
         let nodes: Vec<NodeId> = changed.into_iter().filter(|(_, alive)| *alive).map(|(id, _)| id).collect();
@@ -225,8 +250,8 @@ impl State {
         true
     }
 
-    /// The next versions of at most `limit` chains that have something to change; the rest stays marked. What leaves
-    /// service gets no lease from here on, until the change is installed.
+    /// The next versions of at most `limit` chains that have something to change; the rest stays marked. What
+    /// leaves service gets no lease from here on, until the change is installed.
     pub(crate) fn evaluate(&mut self, now: Instant, limit: usize) -> Vec<Chain> {
         let mut next = Vec::new();
         while next.len() < limit {
@@ -251,7 +276,8 @@ impl State {
         self.stopping.extend(leaving);
     }
 
-    /// Targets that were made since they were ordered, and damaged ones that another member can replace (R10).
+    /// Targets that were made since they were ordered, and damaged ones that another member can replace
+    /// (R10).
     pub(crate) fn repairs(&self, now: Instant) -> Batch {
         let mut batch = Batch::default();
         for (node, report) in self.nodes.values().flat_map(|n| n.reports.values().map(move |r| (n, r))) {
@@ -300,7 +326,7 @@ impl State {
         }
         for target in batch.targets {
             self.mark(target.chain);
-            self.insert_target(target);
+            self.insert_target(target, now);
         }
         for chain in batch.chains {
             for member in &chain.targets {
@@ -349,7 +375,7 @@ impl State {
             self.gray.accuse(Accusation { accuser, accused, device_error: request.device_error }, now);
         let pair = ((request.accuser, accuser), (request.accused, accused));
         let Some(target) = ember_chain::blame(chain, pair.0, pair.1, &recent) else { return false };
-        tracing::warn!(chain = %chain.id, %target, accuser = %request.accuser, "a member does not answer (R10)");
+        tracing::warn!(chain = %chain.id, %target, "a member does not answer (R10)");
         self.gray.shun(chain, target, now);
         self.dirty.insert(chain.id);
         true
@@ -369,10 +395,4 @@ fn report_of<'a>(
 ) -> Option<&'a TargetReport> {
     let info = targets.get(&target)?;
     nodes.get(&info.node)?.reports.get(&target)
-}
-
-/// Whether a report says that its target has stopped: on mgmtd's order under the chain's present version, or for good
-/// under that version because its disk failed.
-fn stopped(report: &TargetReport, chain: &Chain) -> bool {
-    report.state == LocalState::Offline || (report.stopped && report.chain_version == chain.version)
 }

@@ -418,3 +418,23 @@ fn r12_a_session_ends_after_its_time_and_stays_ended() {
     assert!(due(&cluster, 900_000).is_empty());
     assert_eq!(due(&cluster, 1_000_000), [(id, None)]);
 }
+
+#[test]
+fn a_target_that_is_being_made_keeps_its_place_for_a_while() {
+    let mut cluster = Cluster::new();
+    let young = TargetInfo { created: false, ..cluster.state.targets[&TargetId(2)].clone() };
+    cluster.install(Batch { targets: vec![young], ..Batch::default() }, 0);
+    cluster.reports.insert(2, report(2, 0, LocalState::Offline));
+    for ms in [10, 4_000, 8_000] {
+        for node in 1..=3 {
+            assert!(cluster.beat(node, ms).granted);
+        }
+        cluster.settle(ms);
+        assert_eq!(cluster.chain().version, ChainVersion(1));
+    }
+    for node in 1..=3 {
+        cluster.beat(node, 10_100);
+    }
+    cluster.settle(10_100);
+    assert_eq!(cluster.states(), [(1, Serving), (3, Serving), (2, Offline)]);
+}

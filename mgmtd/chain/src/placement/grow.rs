@@ -14,8 +14,8 @@ pub struct Move {
     pub to: Disk,
 }
 
-/// Moves that leave every disk of `nodes` with the same number of targets, give or take one, wherever the failure
-/// domains allow it; no more moves than needed. Each chain keeps its replicas in different domains.
+/// Moves that leave every disk of `nodes` with the same number of targets, give or take one, wherever the
+/// failure domains allow it; no more moves than needed. Each chain keeps its replicas in different domains.
 pub fn grow(nodes: &[NodeDisks], chains: &Placement) -> Vec<Move> {
     let replicas = chains.iter().map(Vec::len).max().unwrap_or(0) as u32;
     let domain: BTreeMap<_, _> = nodes.iter().map(|n| n.node).zip(domains(nodes, replicas)).collect();
@@ -56,7 +56,8 @@ fn least(members: &BTreeMap<Disk, Vec<usize>>, stuck: &[Disk]) -> Option<Disk> {
     (own.len() + 1 < most).then_some(*disk)
 }
 
-/// A chain of the fullest disk possible that may have a replica on `to`, sharing as few chains with it as possible.
+/// A chain of the fullest disk possible that may have a replica on `to`, sharing as few chains with it as
+/// possible.
 fn best_move(
     chains: &Placement,
     members: &BTreeMap<Disk, Vec<usize>>,

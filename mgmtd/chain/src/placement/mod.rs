@@ -1,9 +1,10 @@
-//! Which disks share a chain: replicas in different failure domains, equally many targets on every disk, and pairs
-//! of disks that share a chain spread as evenly as possible, so that one disk's failure spreads its read traffic
-//! over all others.
+//! Which disks share a chain: replicas in different failure domains, equally many targets on every disk, and
+//! pairs of disks that share a chain spread as evenly as possible, so that one disk's failure spreads its
+//! read traffic over all others.
 //!
 //! The nearest to a balanced incomplete block design that a greedy choice finds: chain after chain takes the
-//! domains that have most left, and among equals the disks that share the fewest chains with those already chosen.
+//! domains that have most left, and among equals the disks that share the fewest chains with those already
+//! chosen.
 
 mod grow;
 mod polish;
@@ -71,8 +72,8 @@ pub enum PlacementError {
     },
 }
 
-/// The fewest targets a disk can have, `at_least` or more, so that every disk has the same number and every chain is
-/// full.
+/// The fewest targets a disk can have, `at_least` or more, so that every disk has the same number and every
+/// chain is full.
 pub fn targets_per_disk(disks: u64, replicas: u32, at_least: u32) -> u32 {
     let replicas = replicas.max(1);
     (at_least.max(1)..at_least.saturating_add(replicas))
@@ -80,8 +81,8 @@ pub fn targets_per_disk(disks: u64, replicas: u32, at_least: u32) -> u32 {
         .unwrap_or(at_least)
 }
 
-/// Assigns each node a failure domain: its rack if there are at least `replicas` racks and every node has one, else
-/// itself.
+/// Assigns each node a failure domain: its rack if there are at least `replicas` racks and every node has
+/// one, else itself.
 fn domains(nodes: &[NodeDisks], replicas: u32) -> Vec<usize> {
     let mut racks: BTreeMap<&str, usize> = BTreeMap::new();
     for rack in nodes.iter().filter_map(|n| n.rack.as_deref()) {

@@ -1,5 +1,5 @@
-//! Exchanges of disks between chains on one node, which leave every load as it is, until no two disks share more
-//! chains than an even spread makes them.
+//! Exchanges of disks between chains on one node, which leave every load as it is, until no two disks share
+//! more chains than an even spread makes them.
 
 use super::{Disk, NodeDisks, Placement};
 use ember_types::NodeId;

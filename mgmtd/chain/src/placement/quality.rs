@@ -4,8 +4,8 @@ use super::{Disk, Placement};
 use ember_types::NodeId;
 use std::collections::BTreeMap;
 
-/// The largest share of recovery traffic over the ideal share; 1 is the best. The ideal is an even spread in whole
-/// chains over everything outside the failed node.
+/// The largest share of recovery traffic over the ideal share; 1 is the best. The ideal is an even spread in
+/// whole chains over everything outside the failed node.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Quality {
     /// When one disk fails: the share of the busiest other disk.

@@ -8,7 +8,8 @@ use ember_types::collections::FixedHashMap;
 const REPLICAS_MAX: u32 = 16;
 /// Most targets of a cluster, which bounds time and memory of the choice.
 const TARGETS_MAX: u64 = 4_000_000;
-/// How many more targets than its fullest peer a node may have left and still be passed over: room to choose in.
+/// How many more targets than its fullest peer a node may have left and still be passed over: room to choose
+/// in.
 const SLACK_ROUNDS: u32 = 2;
 
 struct Node {
@@ -30,8 +31,8 @@ struct Spread<'a> {
     disk_pairs: FixedHashMap<(u32, u32), u32>,
 }
 
-/// Places chains of `replicas` members so that every disk has exactly `targets_per_disk` targets. The number must
-/// fit: see [`super::targets_per_disk`].
+/// Places chains of `replicas` members so that every disk has exactly `targets_per_disk` targets. The number
+/// must fit: see [`super::targets_per_disk`].
 pub fn spread(
     nodes: &[NodeDisks],
     replicas: u32,
@@ -114,8 +115,8 @@ impl<'a> Spread<'a> {
         (self.state[node].first_disk + disk) as u32
     }
 
-    /// A domain that has as many targets left as there are chains must be in each of them; such domains go first.
-    /// Otherwise any node that isn't far behind the fullest one, with the fewest chains shared so far.
+    /// A domain that has as many targets left as there are chains must be in each of them; such domains go
+    /// first. Otherwise any node that isn't far behind the fullest one, with the fewest chains shared so far.
     fn pick_node(&self, chosen: &[(usize, usize)], picks_left: u64, chains_left: u64) -> usize {
         let taken = |domain: usize| chosen.iter().any(|(n, _)| self.state[*n].domain == domain);
         let open = |node: &Node| node.total_left > 0 && !taken(node.domain);
