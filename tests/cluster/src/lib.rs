@@ -6,6 +6,11 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "a driver of real processes, outside the seam")]
 
+pub mod random;
+pub mod steady;
+pub mod tree;
+pub mod workload;
+
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
@@ -25,6 +30,13 @@ pub fn no_fuse() -> Option<String> {
         return Some("needs root".into());
     }
     None
+}
+
+/// Why a test that runs these programs can't run here: one of them isn't installed.
+pub fn missing_program(names: &[&str]) -> Option<String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = |name: &&&str| std::env::split_paths(&path).any(|dir| dir.join(name).is_file());
+    names.iter().find(|name| !found(name)).map(|name| format!("the program {name} is not installed"))
 }
 
 /// Notes that a test was skipped, in the file that `EMBER_SKIPS` names and on standard error.
@@ -63,10 +75,18 @@ pub struct TestCluster {
 impl TestCluster {
     /// A scratch directory with an empty mount point; nothing is started.
     pub fn new(name: &str) -> Result<Self> {
+        Self::within(ember_binary()?, &scratch_root(), name)
+    }
+    /// The same with a certain binary, in a directory of a certain folder.
+    pub fn within(binary: PathBuf, folder: &Path, name: &str) -> Result<Self> {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let root = scratch_root().join(format!("ember-{name}-{}-{number}", std::process::id()));
+        let root = folder.join(format!("ember-{name}-{}-{number}", std::process::id()));
         std::fs::create_dir_all(root.join("mnt")).with_context(|| format!("making {}", root.display()))?;
-        Ok(Self { binary: ember_binary()?, root })
+        Ok(Self { binary, root })
+    }
+    /// The binary under test.
+    pub fn binary(&self) -> &Path {
+        &self.binary
     }
     /// The scratch directory.
     pub fn root(&self) -> &Path {
@@ -106,6 +126,14 @@ impl TestCluster {
     pub fn down(&self) -> Result<()> {
         self.ember_ok(&["down"]).map(|_| ())
     }
+    /// Unmounts, drops the kernel's caches and mounts again: what is read then comes from the cluster.
+    pub fn remount(&self) -> Result<()> {
+        let mount = self.mount();
+        let mount = mount.to_str().context("path of the mount point")?;
+        self.ember_ok(&["umount", mount])?;
+        drop_caches()?;
+        self.ember_ok(&["mount", mount]).map(|_| ())
+    }
     /// `ember status --json`.
     pub fn status(&self) -> Result<Value> {
         let output = self.ember(&["status", "--json"])?;
@@ -144,6 +172,13 @@ impl TestCluster {
             .collect();
         rows.sort_unstable();
         Ok(rows.into_iter().map(|(_, pid)| pid).collect())
+    }
+    /// Kills the n-th storage process (counted from 0) and waits until it is gone; returns its process id.
+    pub fn kill_storage(&self, index: usize, with: Signal) -> Result<i32> {
+        let pid = *self.pids("storage")?.get(index).context("no such storage process")?;
+        signal(pid, with);
+        wait_gone(pid, Duration::from_secs(60))?;
+        Ok(pid)
     }
     /// Every process whose command line names the data directory.
     pub fn all_pids(&self) -> Result<Vec<i32>> {
@@ -190,6 +225,12 @@ impl Drop for TestCluster {
         let _ = Command::new("umount").arg("-l").arg(self.mount()).stderr(Stdio::null()).status();
         let _ = std::fs::remove_dir_all(&self.root);
     }
+}
+
+/// Has the kernel forget clean pages, names and inodes.
+pub fn drop_caches() -> Result<()> {
+    rustix::fs::sync();
+    std::fs::write("/proc/sys/vm/drop_caches", "3").context("dropping caches")
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -1,0 +1,12 @@
+//! Tests of the product from outside: real processes, a real mount.
+#![allow(clippy::disallowed_methods, reason = "drives real processes, outside the seam")]
+
+mod common;
+mod copy;
+mod crash;
+mod damage;
+mod life;
+mod posix_data;
+mod posix_names;
+mod programs;
+mod refuse;
