@@ -127,8 +127,8 @@ impl Verifier {
         let mut verdict = compare(listed);
         for _ in 0..LOOKS {
             if verdict.is_none() {
-                let versions = listed.iter().flatten().map(|row| row.committed);
-                let contents = self.contents(replicas, chunk, versions.last()).await?;
+                let mut versions = listed.iter().flatten().map(|row| row.committed);
+                let contents = self.contents(replicas, chunk, versions.next_back()).await?;
                 verdict = contents.err();
                 if verdict.is_none() {
                     break;
@@ -141,7 +141,7 @@ impl Verifier {
             }
             verdict = compare(&again);
             if verdict.is_none() {
-                let version = again.iter().flatten().map(|row| row.committed).last();
+                let version = again.iter().flatten().map(|row| row.committed).next_back();
                 verdict = self.contents(replicas, chunk, version).await?.err();
             }
             if verdict.is_none() {
