@@ -13,7 +13,9 @@ use ember_rt::disk::DiskQueue;
 use ember_rt::net::Listener;
 use ember_rt::select::{Either3, join_all, select3};
 use ember_rt::{Addr, Rt, watch};
-use ember_types::{CapabilityKey, Chain, ClientId, Instant, LocalState, NodeId, TargetId, TargetInfo};
+use ember_types::{
+    CapabilityKey, Chain, ClientId, Instant, LocalState, NodeId, PublicState, TargetId, TargetInfo,
+};
 use ember_wire::mgmtd::{SyncProgress, TargetOrder, TargetReport};
 use ember_wire::storage::DiskSpace;
 use std::cell::{Cell, OnceCell, RefCell};
@@ -248,6 +250,11 @@ impl NodeState for Word {
             if let (Some(target), Some(chain)) = (self.0.target(order.target), view.chains.get(&order.chain))
             {
                 target.learn_chain(chain);
+                let member = chain.member(order.target).map(|m| m.state);
+                let serves = member == Some(PublicState::Serving) && order.state != PublicState::Serving;
+                if serves && chain.version == order.chain_version {
+                    target.hold(chain.version);
+                }
             }
         }
     }
@@ -274,7 +281,7 @@ impl Node {
                 let replica = target.replica();
                 report.generation = replica.identity().generation;
                 report.state = state_of(&replica);
-                report.stopped = replica.role() != Role::Serving;
+                report.stopped = replica.role() != Role::Serving || target.is_held();
                 report.chain_version = replica.chain_version();
                 report.served_version = target.engine.chain_version();
                 report.trouble = target.trouble();

@@ -8,7 +8,7 @@ use ember_engine::{Engine, EngineError, Prepare, Which};
 use ember_rt::SharedBuf;
 use ember_rt::disk::Priority;
 use ember_rt::sync::oneshot;
-use ember_types::{Chain, ChunkId, ChunkVersion, Instant, Status, TargetId, block_checksums};
+use ember_types::{Chain, ChainVersion, ChunkId, ChunkVersion, Instant, Status, TargetId, block_checksums};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -42,6 +42,8 @@ pub(crate) struct Target {
     waiting: RefCell<BTreeMap<Token, Waiting>>,
     next_token: Cell<Token>,
     told_lease: Cell<Instant>,
+    /// mgmtd has ordered it to stop under this chain version: no lease counts before a higher one (R1).
+    held: Cell<ChainVersion>,
     told_space: Cell<Option<(bool, bool)>>,
     trouble: RefCell<String>,
 }
@@ -80,6 +82,7 @@ impl Target {
             waiting: RefCell::default(),
             next_token: Cell::new(1),
             told_lease: Cell::default(),
+            held: Cell::default(),
             told_space: Cell::default(),
             trouble: RefCell::default(),
         })
@@ -102,7 +105,7 @@ impl Target {
         {
             let view = EngineView(&self.engine);
             let mut replica = self.replica.borrow_mut();
-            let until = self.node.lease().until();
+            let until = self.lease_until(&replica);
             if self.told_lease.replace(until) != until {
                 replica.handle(now, &view, Input::Lease { until }, &mut out);
             }
@@ -122,10 +125,30 @@ impl Target {
         }
     }
 
+    /// Stops serving under `version`, as mgmtd ordered, until the chain has a higher one (R1).
+    pub(crate) fn hold(self: &Rc<Self>, version: ChainVersion) {
+        if self.held.get() < version {
+            tracing::warn!(target = %self.id, %version, "mgmtd ordered it to stop serving");
+            self.held.set(version);
+            self.input(Input::Tick);
+        }
+    }
+
+    /// Whether it has stopped serving by order.
+    pub(crate) fn is_held(&self) -> bool {
+        self.held.get() >= self.replica.borrow().chain_version()
+    }
+
+    fn lease_until(&self, replica: &Replica) -> Instant {
+        let held = self.held.get() >= replica.chain_version();
+        if held { Instant::default() } else { self.node.lease().until() }
+    }
+
     /// To be called every 20 to 100 ms.
     pub(crate) fn tick(self: &Rc<Self>) {
         let wants = self.replica.borrow().wants_tick();
-        if wants || self.told_lease.get() != self.node.lease().until() {
+        let until = self.lease_until(&self.replica.borrow());
+        if wants || self.told_lease.get() != until {
             self.input(Input::Tick);
         }
         if self.engine.failure().is_some() && !self.trouble.borrow().is_empty() {
@@ -249,6 +272,31 @@ impl Target {
                 tracing::debug!(target = %self.id, %version, "a peer knows a newer chain");
                 self.node.nudge();
             }
+        }
+    }
+
+    fn send(self: &Rc<Self>, id: ember_craq::SendId, to: ember_craq::Address, message: ember_craq::Message) {
+        let bytes = match &message {
+            ember_craq::Message::Forward { payload, .. } => self.bytes_of(*payload),
+            _ => Bytes::Here(SharedBuf::default(), Vec::new()),
+        };
+        self.store("send", move |target| async move {
+            let answer = target.deliver(&to, message, bytes).await.unwrap_or(Answer::Lost);
+            Input::Answered { id, answer }
+        });
+    }
+
+    /// Prepares an update; a base with bad bytes is repaired first, while the update holds the chunk's place
+    /// (R14).
+    async fn prepare(self: &Rc<Self>, request: Prepare) -> Result<Prepared, EngineError> {
+        match self.engine.prepare(request.clone()).await {
+            Err(error @ EngineError::Corrupt { .. }) => {
+                let (chunk, base) = (request.chunk, request.base);
+                tracing::warn!(target = %self.id, %chunk, %error, "bad bytes in the base of an update");
+                self.repair(chunk, base).await;
+                self.engine.prepare(request).await
+            }
+            other => other,
         }
     }
 
