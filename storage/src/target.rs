@@ -275,31 +275,6 @@ impl Target {
         }
     }
 
-    fn send(self: &Rc<Self>, id: ember_craq::SendId, to: ember_craq::Address, message: ember_craq::Message) {
-        let bytes = match &message {
-            ember_craq::Message::Forward { payload, .. } => self.bytes_of(*payload),
-            _ => Bytes::Here(SharedBuf::default(), Vec::new()),
-        };
-        self.store("send", move |target| async move {
-            let answer = target.deliver(&to, message, bytes).await.unwrap_or(Answer::Lost);
-            Input::Answered { id, answer }
-        });
-    }
-
-    /// Prepares an update; a base with bad bytes is repaired first, while the update holds the chunk's place
-    /// (R14).
-    async fn prepare(self: &Rc<Self>, request: Prepare) -> Result<Prepared, EngineError> {
-        match self.engine.prepare(request.clone()).await {
-            Err(error @ EngineError::Corrupt { .. }) => {
-                let (chunk, base) = (request.chunk, request.base);
-                tracing::warn!(target = %self.id, %chunk, %error, "bad bytes in the base of an update");
-                self.repair(chunk, base).await;
-                self.engine.prepare(request).await
-            }
-            other => other,
-        }
-    }
-
     /// Starts work and tells the replica its result.
     fn store<F>(self: &Rc<Self>, name: &'static str, work: impl FnOnce(Rc<Self>) -> F + 'static)
     where
