@@ -331,8 +331,9 @@ impl Model for NameModel {
                 Some(after)
             }
             (Ok((after, Fact::Links(own))), Told::Links(seen)) => (own == *seen).then_some(after),
-            // An inode without a name that somebody still has open.
+            // An inode without a name, which somebody still has open or which is not collected yet.
             (Err(Refusal::NotFound), Told::Links(0)) => Some(tree.clone()),
+            (Err(Refusal::NotFound), Told::Entries(seen)) if seen.is_empty() => Some(tree.clone()),
             (Err(own), Told::Refused(seen)) => {
                 (same(own, *seen) || also(tree, &op.ask, *seen)).then(|| tree.clone())
             }
@@ -347,6 +348,22 @@ fn also(tree: &Tree, ask: &Ask, seen: Refusal) -> bool {
         Ask::Link { dir, name, .. } => {
             let taken = tree.dirs.get(&Node::Known(dir)).is_some_and(|d| d.contains_key(&name));
             taken && seen == Refusal::Exists
+        }
+        Ask::Rename { dir, name, new_dir, new_name, no_replace } => {
+            let at = |dir: Ino, name: Name| tree.dirs.get(&Node::Known(dir))?.get(&name).copied();
+            let (moved, target) = (at(dir, name), at(new_dir, new_name));
+            let inside = |node: Option<Node>| node.and_then(|node| tree.dirs.get(&node));
+            match seen {
+                Refusal::NotFound => moved.is_none() || !tree.dirs.contains_key(&Node::Known(new_dir)),
+                Refusal::Exists => no_replace && target.is_some(),
+                Refusal::NotEmpty => inside(target).is_some_and(|entries| !entries.is_empty()),
+                Refusal::IsDirectory => inside(target).is_some() && inside(moved).is_none(),
+                Refusal::NotDirectory => {
+                    target.is_some() && inside(target).is_none() && inside(moved).is_some()
+                }
+                Refusal::Loop => moved.is_some_and(|moved| tree.is_below(Node::Known(new_dir), moved)),
+                Refusal::Stale => !tree.dirs.contains_key(&Node::Known(new_dir)),
+            }
         }
         _ => false,
     }

@@ -155,9 +155,9 @@ pub fn mgmtd(world: &World, plan: Plan, kv: &SimKv) -> Vec<ProcessId> {
                 data_dir: String::new(),
                 release: "sim".into(),
             };
-            Box::pin(async move {
-                ember_mgmtd::run(rt, config, parts, shutdown).await.map_err(|e| e.to_string())
-            })
+            Box::pin(
+                async move { ember_mgmtd::run(rt, config, parts, shutdown).await.map_err(|e| e.to_string()) },
+            )
         })
     };
     (0..plan.mgmtd).map(start).collect()

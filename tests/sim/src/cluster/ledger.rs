@@ -119,7 +119,8 @@ impl Worker {
         let inode = file.state().inode();
         for _ in 0..self.draw(1, 5) {
             let end = self.ledger.files.borrow().get(&inode).map_or(0, |f| f.cells.len() as u32);
-            let at = if self.draw(0, 3) == 0 && end > 0 { self.draw(0, u64::from(end) - 1) as u32 } else { end };
+            let at =
+                if self.draw(0, 3) == 0 && end > 0 { self.draw(0, u64::from(end) - 1) as u32 } else { end };
             self.write(&file, at, self.draw(1, 24) as u32).await?;
             if self.draw(0, 2) == 0 {
                 self.stage.history.asked();

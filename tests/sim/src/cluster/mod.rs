@@ -58,12 +58,7 @@ pub fn simulate(seed: u64, settings: Settings) -> Outcome {
     world.trace().set_log(settings.log);
     run(&world);
     world.tear_down();
-    Outcome {
-        seed,
-        hash: world.trace().hash(),
-        failure: world.failure(),
-        counters: world.trace().counters(),
-    }
+    Outcome { seed, hash: world.trace().hash(), failure: world.failure(), counters: world.trace().counters() }
 }
 
 fn run(world: &World) {

@@ -137,7 +137,9 @@ pub async fn chunk_worker(client: Client, stage: Rc<Stage>, rng: SplitMix64) {
         };
         match result {
             Err(error) if is_over(&error) => return,
-            Err(error) if matches!(error.status, Status::BadCapability | Status::Stale | Status::BadHandle) => {
+            Err(error)
+                if matches!(error.status, Status::BadCapability | Status::Stale | Status::BadHandle) =>
+            {
                 files.remove(&number);
                 let _ = client.close(file.handle()).await;
             }
@@ -319,9 +321,7 @@ fn draw(stage: &Stage, rng: &RefCell<SplitMix64>, group: u32, fixed: &[Ino]) -> 
         32..40 => Ask::Link { inode: file?, dir: a, name },
         40..55 => Ask::Unlink { dir: a, name },
         55..62 => Ask::RemoveDirectory { dir: a, name },
-        62..75 => {
-            Ask::Rename { dir: a, name, new_dir: b, new_name: other, no_replace: rng.below(4) == 0 }
-        }
+        62..75 => Ask::Rename { dir: a, name, new_dir: b, new_name: other, no_replace: rng.below(4) == 0 },
         75..85 => Ask::Lookup { dir: a, name },
         85..93 => Ask::List { dir: a },
         _ => Ask::Links { inode: file? },
