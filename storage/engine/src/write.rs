@@ -331,7 +331,8 @@ impl Inner {
 
     pub(crate) async fn install(self: Rc<Self>, chunk: ChunkId, install: Install) -> Result<()> {
         let guard = self.lock(chunk).await?;
-        let Install { committed, pending, writers } = install;
+        let Install { committed, pending, mut writers } = install;
+        let void = self.void_records(chunk, &writers);
         let mut entry = Entry::default();
         let mut all = Placed::default();
         for (content, is_pending) in [(committed, false), (pending, true)] {
@@ -355,9 +356,21 @@ impl Inner {
             if self.index.borrow().get(chunk).is_none() {
                 return Ok(());
             }
-            return self.apply_durably(vec![Record::Drop { chunk }], Some(guard), Vec::new()).await;
+            let void = void.into_iter().map(|record| Record::Writer { chunk, record });
+            let records = std::iter::once(Record::Drop { chunk }).chain(void).collect();
+            return self.apply_durably(records, Some(guard), Vec::new()).await;
         }
+        writers.extend(void);
         self.store(chunk, entry, all, writers, guard).await
+    }
+
+    /// Records of the chunk that a state with the records `kept` contradicts: what they tell of isn't part of
+    /// it, so a repeat of the update must not be answered by them (R12).
+    fn void_records(&self, chunk: ChunkId, kept: &[WriterRecord]) -> Vec<WriterRecord> {
+        let mut void = self.index.borrow().writers_of(chunk);
+        void.retain(|record| !kept.contains(record));
+        void.iter_mut().for_each(|record| record.status = Status::Aborted);
+        void
     }
 
     async fn write_installed(&self, chunk: ChunkId, install: InstallContent) -> Result<(Content, Placed)> {

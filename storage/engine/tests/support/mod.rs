@@ -162,6 +162,9 @@ pub fn chunk(i: u64) -> ChunkId {
     ChunkId::new(DataId(1 + i / 4), (i % 4) as u32)
 }
 pub fn version(number: u64) -> ChunkVersion {
+    if number == 0 {
+        return ChunkVersion::NONE;
+    }
     ChunkVersion { number, chain_version: ChainVersion(1), attempt: 0 }
 }
 pub const FOREGROUND: Priority = Priority::Foreground;
