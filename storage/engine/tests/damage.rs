@@ -91,7 +91,7 @@ fn cut_missing_longer_and_swapped_files_are_named_or_harmless() {
             let mut damaged = disk.borrow_mut().snapshot();
             let (name, at) = place(&mut damaged, &mut random);
             // The newest segment may end anywhere: that is how a torn batch looks. Cut only what must stay.
-            let newest = damaged.files().into_iter().filter(|(n, _)| n.contains("/log-")).next_back();
+            let newest = damaged.files().into_iter().rfind(|(n, _)| n.contains("/log-"));
             let is_newest = newest.is_some_and(|(newest, _)| newest == name);
             let what = format!("seed {seed}, {name} cut at {at}, round {round}");
             match round % 4 {

@@ -65,8 +65,8 @@ struct Unflushed {
 
 #[derive(Clone, Default, Debug)]
 struct Inode {
-    durable: Vec<u8>,
-    view: Vec<u8>,
+    durable: Rc<Vec<u8>>,
+    view: Rc<Vec<u8>>,
     unflushed: Vec<Unflushed>,
 }
 
@@ -197,7 +197,7 @@ impl DiskState {
                 let mut written = 0;
                 if let Some(change) = state.unflushed.iter_mut().find(|u| u.id == id) {
                     change.done = true;
-                    change.change.apply(&mut state.view);
+                    change.change.apply(Rc::make_mut(&mut state.view));
                     written = if let Change::Write(_, data) = &change.change { data.len() } else { 0 };
                 }
                 (Ok(written), None)
@@ -208,7 +208,7 @@ impl DiskState {
                     unflushed.retain(|u| {
                         let flushed = ids.contains(&u.id);
                         if flushed {
-                            u.change.apply(durable);
+                            u.change.apply(Rc::make_mut(durable));
                         }
                         !flushed
                     });
@@ -313,8 +313,8 @@ impl DiskState {
             for unflushed in &inode.unflushed {
                 match random.below(4) {
                     0 => {}
-                    1 => unflushed.change.tear(&mut bytes, random),
-                    _ => unflushed.change.apply(&mut bytes),
+                    1 => unflushed.change.tear(Rc::make_mut(&mut bytes), random),
+                    _ => unflushed.change.apply(Rc::make_mut(&mut bytes)),
                 }
             }
             inodes.push(Inode { view: bytes.clone(), durable: bytes, unflushed: Vec::new() });
@@ -329,7 +329,7 @@ impl DiskState {
             inode.unflushed.retain_mut(|unflushed| {
                 if !unflushed.done && self.random.below(2) == 0 {
                     unflushed.done = true;
-                    unflushed.change.apply(&mut inode.view);
+                    unflushed.change.apply(Rc::make_mut(&mut inode.view));
                 }
                 unflushed.done
             });
@@ -357,7 +357,7 @@ impl DiskState {
     }
     pub fn bytes_mut(&mut self, name: &str) -> &mut Vec<u8> {
         let inode = self.names[name];
-        &mut self.inodes[inode].view
+        Rc::make_mut(&mut self.inodes[inode].view)
     }
     pub fn unlink(&mut self, name: &str) {
         self.names.remove(name);
@@ -458,12 +458,12 @@ impl Disk for FaultDisk {
     fn read_small(&self, name: &str) -> io::Result<Vec<u8>> {
         let state = self.0.borrow();
         let inode = state.names.get(name).ok_or(io::ErrorKind::NotFound)?;
-        Ok(state.inodes[*inode].view.clone())
+        Ok(state.inodes[*inode].view.to_vec())
     }
     fn write_small(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let mut state = self.0.borrow_mut();
         state.alive()?;
-        let content = content.to_vec();
+        let content = Rc::new(content.to_vec());
         state.inodes.push(Inode { durable: content.clone(), view: content, unflushed: Vec::new() });
         let inode = state.inodes.len() - 1;
         state.naming(Naming::Link(name.to_owned(), inode));
