@@ -99,6 +99,7 @@ struct Agent {
     lease: Lease,
     timing: Cell<Timing>,
     registered: Cell<bool>,
+    withheld: Cell<bool>,
     sequence: Cell<u64>,
     nudge: Notify,
     trouble: RefCell<String>,
@@ -121,6 +122,7 @@ impl NodeAgent {
             lease: Lease::default(),
             timing: Cell::default(),
             registered: Cell::default(),
+            withheld: Cell::default(),
             sequence: Cell::default(),
             nudge: Notify::new(),
             trouble: RefCell::default(),
@@ -152,9 +154,10 @@ impl NodeAgent {
             let alive =
                 if agent.registered.get() { agent.beat(&*state).await } else { agent.register().await };
             let period = if alive { Duration::from(agent.timing.get().heartbeat_ms) } else { PAUSE };
-            // A node that has just registered has no lease yet: its first heartbeat follows at once.
-            let next =
-                if alive && !agent.lease.valid(agent.rt.now()) { begun + PAUSE } else { begun + period };
+            // A node that has just registered has no lease yet, and one whose lease is withheld confirms what it
+            // was told: the next heartbeat follows at once.
+            let wants_lease = agent.withheld.get() || !agent.lease.valid(agent.rt.now());
+            let next = if alive && wants_lease { begun + PAUSE } else { begun + period };
             let pause = select(agent.rt.sleep_until(next), agent.nudge.notified());
             select(shutdown.changed(), pause).await;
         }
@@ -233,12 +236,13 @@ impl Agent {
         self.routing.clock().learn(sent, received, answer.cluster_time);
         self.routing.learn_chains(&answer.chains);
         state.obey(&answer.orders, &answer.chains);
+        self.withheld.set(false);
         if answer.granted {
             self.lease.granted(sent, received, self.timing.get().node_lease_ms.into());
             self.trouble.borrow_mut().clear();
         } else {
             *self.trouble.borrow_mut() = "mgmtd withholds the lease until a chain change is confirmed".into();
-            self.nudge.notify_one();
+            self.withheld.set(true);
         }
     }
 }
