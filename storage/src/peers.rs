@@ -3,7 +3,7 @@
 use crate::convert::{content_of, craq_summary, kind_of, summary_of, to_wire};
 use crate::target::{Bytes, Target};
 use ember_craq::{Address, Answer, Content, Failure, Input, Message, Page, SyncItem};
-use ember_engine::{ContentState, Install, InstallContent};
+use ember_engine::{ContentState, EngineError, Install, InstallContent, Which};
 use ember_net::CallOptions;
 use ember_rt::disk::Priority;
 use ember_rt::{Addr, SharedBuf};
@@ -104,7 +104,12 @@ impl Target {
             request.writers = writers;
             request.lost = self.is_lost(chunk, content.version);
             if !content.is_absent() && !request.lost {
-                (data, request.checksums) = self.read_whole(chunk, content.version, Priority::Resync).await?;
+                match self.read_or_repair(chunk, content.version).await {
+                    Some(read) => (data, request.checksums) = read,
+                    // No replica has the bytes: the target records them as lost, and the sync goes on (R10).
+                    None if self.has_committed(chunk, content.version) => request.lost = true,
+                    None => return None,
+                }
             }
             request.state.chunk = chunk;
             request.state.committed = content.version;
@@ -115,6 +120,31 @@ impl Target {
         }
         let answer = self.call::<SyncChunk>(to, &request, data, 0).await?.0;
         Some(reply(answer.status, request.state.committed, answer.chain_version))
+    }
+
+    /// The committed content; bad bytes are repaired first, while the caller holds the chunk's place.
+    async fn read_or_repair(
+        self: &Rc<Self>,
+        chunk: ChunkId,
+        version: ChunkVersion,
+    ) -> Option<(SharedBuf, Vec<u32>)> {
+        let which = Which::Exact(version);
+        for repaired in [false, true] {
+            match self.engine.read(chunk, which, 0, u32::MAX, Priority::Resync).await {
+                Ok(read) => return Some((read.data, read.checksums)),
+                Err(error) if repaired || matches!(error, EngineError::NotFound(_)) => return None,
+                Err(error) => {
+                    tracing::warn!(target = %self.id, %chunk, %error, "bad bytes: repaired before they are sent");
+                    self.repair(chunk, version).await;
+                }
+            }
+        }
+        None
+    }
+
+    fn has_committed(&self, chunk: ChunkId, version: ChunkVersion) -> bool {
+        let state = self.engine.state(chunk).and_then(|state| state.committed);
+        self.engine.failure().is_none() && state.is_some_and(|committed| committed.version == version)
     }
 
     fn is_lost(&self, chunk: ChunkId, version: ChunkVersion) -> bool {

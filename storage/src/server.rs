@@ -3,7 +3,7 @@
 use crate::convert::{change_of, forward_of, summary_of, to_craq};
 use crate::node::Node;
 use crate::target::{Outcome, Target};
-use ember_craq::{Content, Input, Role, SyncItem};
+use ember_craq::{Content, Input, SyncItem};
 use ember_engine::{EngineError, Which};
 use ember_net::{Handler, Peer, Request, Response};
 use ember_rt::disk::Priority;
@@ -340,9 +340,9 @@ impl Node {
             return answer(Status::StaleRouting, None, 0, ChainVersion(0));
         };
         let chain_version = target.replica().chain_version();
-        let serving = target.replica().role() == Role::Serving;
-        if !serving || !target.replica().may_answer(self.context.rt.now()) {
-            return answer(Status::NotServing, None, 0, chain_version);
+        let may = target.replica().may_tell(self.context.rt.now(), &to_craq(&query.to));
+        if let Err(status) = may {
+            return answer(status, None, 0, chain_version);
         }
         // A pending version may be committed elsewhere already: the asker comes again when it is settled.
         let first = ember_types::ChunkId::new(query.data, 0);

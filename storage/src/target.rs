@@ -4,7 +4,7 @@
 use crate::convert::{chunk_state, failure_of, update_of};
 use crate::node::NodeContext;
 use ember_craq::{Answer, Content, Failure, Input, Output, Payload, Replica, Token, View};
-use ember_engine::{Engine, EngineError, Prepare, Which};
+use ember_engine::{Engine, EngineError, Prepare, Prepared, Which};
 use ember_rt::SharedBuf;
 use ember_rt::disk::Priority;
 use ember_rt::sync::oneshot;
@@ -215,7 +215,7 @@ impl Target {
                     let priority = Priority::Foreground;
                     let writer = Some(record.tag);
                     let request = Prepare { chunk, version, base, update, writer, expect: None, priority };
-                    match target.engine.prepare(request).await {
+                    match target.prepare(request).await {
                         Ok(done) => Input::Prepared {
                             chunk,
                             version: done.version,
@@ -248,16 +248,7 @@ impl Target {
                 target.repair(chunk, version).await;
                 Input::Repaired { chunk }
             }),
-            Output::Send { id, to, message } => {
-                let bytes = match &message {
-                    ember_craq::Message::Forward { payload, .. } => self.bytes_of(*payload),
-                    _ => Bytes::Here(SharedBuf::default(), Vec::new()),
-                };
-                self.store("send", move |target| async move {
-                    let answer = target.deliver(&to, message, bytes).await.unwrap_or(Answer::Lost);
-                    Input::Answered { id, answer }
-                });
-            }
+            Output::Send { id, to, message } => self.send(id, to, message),
             Output::FetchPage { id, to, after } => self.store("page", move |target| async move {
                 let page = target.fetch_page(&to, after).await;
                 Input::Page { id, page }
@@ -272,6 +263,31 @@ impl Target {
                 tracing::debug!(target = %self.id, %version, "a peer knows a newer chain");
                 self.node.nudge();
             }
+        }
+    }
+
+    fn send(self: &Rc<Self>, id: ember_craq::SendId, to: ember_craq::Address, message: ember_craq::Message) {
+        let bytes = match &message {
+            ember_craq::Message::Forward { payload, .. } => self.bytes_of(*payload),
+            _ => Bytes::Here(SharedBuf::default(), Vec::new()),
+        };
+        self.store("send", move |target| async move {
+            let answer = target.deliver(&to, message, bytes).await.unwrap_or(Answer::Lost);
+            Input::Answered { id, answer }
+        });
+    }
+
+    /// Prepares an update; a base with bad bytes is repaired first, while the update holds the chunk's place
+    /// (R14).
+    async fn prepare(self: &Rc<Self>, request: Prepare) -> Result<Prepared, EngineError> {
+        match self.engine.prepare(request.clone()).await {
+            Err(error @ EngineError::Corrupt { .. }) => {
+                let (chunk, base) = (request.chunk, request.base);
+                tracing::warn!(target = %self.id, %chunk, %error, "bad bytes in the base of an update");
+                self.repair(chunk, base).await;
+                self.engine.prepare(request).await
+            }
+            other => other,
         }
     }
 

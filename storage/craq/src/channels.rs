@@ -86,13 +86,21 @@ impl Channels {
     /// Notes that `record` of `chunk` is committed.
     pub(crate) fn commit(&mut self, record: &WriterRecord, chunk: ChunkId) {
         let tag = record.tag;
-        if self.ended.contains(&tag.client) {
+        if record.status != Status::Ok || self.ended.contains(&tag.client) {
             return;
         }
         let entry = self.entries.entry((tag.client, tag.channel)).or_default();
         entry.seen = entry.seen.max(tag.sequence);
         if entry.last.is_none_or(|(last, _)| last <= tag.sequence) {
             entry.last = Some((tag.sequence, chunk));
+        }
+    }
+
+    /// Notes that `record` of `chunk` was overwritten: what it tells of was never done in this chain.
+    pub(crate) fn forget(&mut self, record: &WriterRecord, chunk: ChunkId) {
+        let channel = (record.tag.client, record.tag.channel);
+        if self.entries.get(&channel).is_some_and(|e| e.last == Some((record.tag.sequence, chunk))) {
+            self.entries.remove(&channel);
         }
     }
 
@@ -112,9 +120,10 @@ impl Channels {
         record: WriterRecord,
         chunk: ChunkId,
     ) -> Vec<WriterRecord> {
-        let same = |r: &WriterRecord| r.tag.client == record.tag.client && r.tag.channel == record.tag.channel;
-        let mut kept: Vec<_> =
-            records.iter().filter(|r| !same(r) && self.needs(r, chunk)).copied().collect();
+        let same =
+            |r: &WriterRecord| r.tag.client == record.tag.client && r.tag.channel == record.tag.channel;
+        let kept = |r: &&WriterRecord| r.status == Status::Ok && !same(r) && self.needs(r, chunk);
+        let mut kept: Vec<_> = records.iter().filter(kept).copied().collect();
         kept.push(record);
         kept
     }

@@ -19,6 +19,8 @@ mod replica;
 mod state;
 
 pub use channels::CHANNELS_MAX;
-pub use io::{Address, Answer, Failure, Forward, Input, Message, Output, Page, Payload, SendId, SyncItem, Token};
+pub use io::{
+    Address, Answer, Failure, Forward, Input, Message, Output, Page, Payload, SendId, SyncItem, Token,
+};
 pub use replica::{Identity, Replica, Role, SyncStatus};
 pub use state::{Change, ChunkState, Content, Pending, Summary, View};

@@ -19,7 +19,7 @@ pub(super) struct Active {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Job {
     /// An update on its way along the chain.
-    Update(Update),
+    Update(Box<Update>),
     /// A whole state is being stored for the predecessor, on a syncing target.
     Install { token: Option<Token>, content: Content, writers: Vec<WriterRecord> },
     /// The state is being sent to the syncing successor.
@@ -160,7 +160,7 @@ impl Active {
         update.phase = Phase::Held;
         update.writers = state.writers.clone();
         update.writers.push(pending.record);
-        Some(Self { state, job: Some(Job::Update(update)), queue: VecDeque::new() })
+        Some(Self { state, job: Some(Job::Update(Box::new(update))), queue: VecDeque::new() })
     }
 
     pub(super) fn update_mut(&mut self) -> Option<&mut Update> {

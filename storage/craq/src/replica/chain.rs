@@ -152,8 +152,8 @@ impl Active {
                     update.answer(ctx, Status::StaleRouting);
                 }
                 (update.whole, update.since, update.retry_at) = (false, None, None);
-                let discard = role == Role::Syncing
-                    || (mutant!(r04_drop_pending_on_change) && role == Role::Serving);
+                let discard =
+                    role == Role::Syncing || (mutant!(r04_drop_pending_on_change) && role == Role::Serving);
                 if let Phase::Preparing { drop } = &mut update.phase {
                     *drop |= role == Role::Syncing;
                 } else if !update.in_store() {

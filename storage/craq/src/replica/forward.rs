@@ -70,7 +70,8 @@ impl Replica {
         let (id, epoch) = (self.new_send(Purpose::Forward(chunk)), self.epoch);
         let syncing = self.successor_is_syncing();
         let Some(update) = self.active.get_mut(&chunk).and_then(|a| a.update_mut()) else { return };
-        let lost_bytes = update.payload.is_none() && matches!(update.change, Change::Write { length: 1.., .. });
+        let lost_bytes =
+            update.payload.is_none() && matches!(update.change, Change::Write { length: 1.., .. });
         let needs_whole = (update.whole || syncing || lost_bytes) && update.change != Change::Remove;
         let version = update.result.version;
         let (change, payload) = match update.change {
@@ -243,7 +244,7 @@ impl Replica {
             writers,
             payload,
         });
-        self.load(ctx, chunk).job = Some(Job::Update(update));
+        self.load(ctx, chunk).job = Some(Job::Update(Box::new(update)));
     }
 
     /// A syncing target takes whole contents as committed: nobody reads it before it serves, and nobody
@@ -273,6 +274,9 @@ impl Replica {
     pub(super) fn on_installed(&mut self, ctx: &mut Ctx, chunk: ChunkId) {
         let Some(active) = self.active.get_mut(&chunk) else { return };
         let Some(Job::Install { token, content, writers }) = active.job.take() else { return };
+        for record in active.state.writers.iter().filter(|old| !writers.contains(old)) {
+            self.channels.forget(record, chunk);
+        }
         for record in &writers {
             self.channels.commit(record, chunk);
         }

@@ -285,12 +285,7 @@ impl Replica {
     fn address_of(&self, target: TargetId) -> Option<Address> {
         let chain = self.chain.as_ref()?;
         let member = chain.member(target)?;
-        Some(Address {
-            chain: chain.id,
-            chain_version: chain.version,
-            target,
-            generation: member.generation,
-        })
+        Some(Address { chain: chain.id, chain_version: chain.version, target, generation: member.generation })
     }
     fn successor(&self) -> Option<Address> {
         let next = self.chain.as_ref()?.successor(self.identity.target)?.target;
@@ -359,7 +354,9 @@ impl Replica {
         {
             ctx.out.push(Output::Refresh(chain_version));
         }
-        if answer == Answer::Lost && matches!(purpose, Purpose::Forward(_) | Purpose::Abort(_) | Purpose::SyncChunk(_)) {
+        if answer == Answer::Lost
+            && matches!(purpose, Purpose::Forward(_) | Purpose::Abort(_) | Purpose::SyncChunk(_))
+        {
             // The message may still arrive: whatever is sent from now on must overtake it for good.
             self.epoch += 1;
         }

@@ -3,7 +3,7 @@
 use super::{Ctx, Purpose, Replica, Role, SENDS_MAX, same};
 use crate::io::{Address, Answer, Message, Output, Token};
 use crate::state::{ChunkState, Content};
-use ember_types::{ChunkId, Status, mutant};
+use ember_types::{ChunkId, Instant, Status, mutant};
 
 /// A read whose chunk moves on while the tail is asked starts anew so often.
 const TRIES_MAX: u8 = 4;
@@ -14,18 +14,26 @@ impl Replica {
     }
 
     /// Whether this replica may say what is committed.
-    fn check_reader(&self, ctx: &Ctx, to: &Address) -> Result<(), Status> {
+    fn check_reader(&self, now: Instant, to: &Address) -> Result<(), Status> {
         self.check_address(to)?;
         if self.role != Role::Serving {
             return Err(Status::NotServing);
         }
-        if ctx.now >= self.lease {
+        if now >= self.lease {
             return Err(Status::NoLease);
         }
         if self.is_tail() && !(self.confirmed && self.unsettled.is_empty()) {
             return Err(Status::Busy);
         }
         Ok(())
+    }
+
+    /// Whether an answer about what is committed may be given now, other than through [`Input::Read`]: only if
+    /// nothing is pending for what it speaks of.
+    ///
+    /// [`Input::Read`]: crate::Input::Read
+    pub fn may_tell(&self, now: Instant, to: &Address) -> Result<(), Status> {
+        self.check_reader(now, to)
     }
 
     pub(super) fn on_read(
@@ -36,9 +44,12 @@ impl Replica {
         chunk: ChunkId,
         relaxed: bool,
     ) {
-        match self.check_reader(ctx, to) {
+        match self.check_reader(ctx.now, to) {
             Ok(()) => self.read(ctx, token, chunk, relaxed, 0),
-            Err(_) if mutant!(r18_absent_is_hole_anywhere) && self.state_of(ctx, chunk).committed.is_absent() => {
+            Err(_)
+                if mutant!(r18_absent_is_hole_anywhere)
+                    && self.state_of(ctx, chunk).committed.is_absent() =>
+            {
                 ctx.out.push(Output::Read { token, content: Content::default() });
             }
             Err(status) => ctx.refuse(token, status),
@@ -95,7 +106,7 @@ impl Replica {
     }
 
     pub(super) fn on_query(&mut self, ctx: &mut Ctx, token: Token, to: &Address, chunk: ChunkId) {
-        let checked = self.check_reader(ctx, to).and_then(|()| match self.is_tail() {
+        let checked = self.check_reader(ctx.now, to).and_then(|()| match self.is_tail() {
             true => Ok(()),
             false => Err(Status::StaleRouting),
         });

@@ -101,7 +101,8 @@ impl Replica {
             s.pending || other.is_none_or(|other| other.content != s.content || other.pending)
         };
         let mut nominated: Vec<ChunkId> = local.values().filter(differs).map(|s| s.chunk).collect();
-        let missing: Vec<ChunkId> = remote.keys().filter(|chunk| !local.contains_key(chunk)).copied().collect();
+        let missing: Vec<ChunkId> =
+            remote.keys().filter(|chunk| !local.contains_key(chunk)).copied().collect();
         source.done += (local.len() - nominated.len()) as u64;
         source.total = page.total;
         (source.cursor, source.exhausted) = (bound, bound.is_none());
@@ -205,12 +206,11 @@ impl Replica {
         epoch: u32,
         item: SyncItem,
     ) {
-        let checked = self.check_peer(to, Some(from), epoch).and_then(|()| match self.role {
-            Role::Syncing => Ok(()),
-            _ => Err(Status::StaleRouting),
-        });
-        if let Err(status) = checked {
+        if let Err(status) = self.check_peer(to, Some(from), epoch) {
             return ctx.refuse(token, status);
+        }
+        if self.role != Role::Syncing {
+            return ctx.refuse(token, Status::StaleRouting);
         }
         match item {
             SyncItem::Done => {

@@ -43,7 +43,8 @@ impl Replica {
         let full = self.active.len() >= ACTIVE_MAX;
         let active = self.load(ctx, wanted.chunk);
         let crowded = active.queue.len() >= QUEUE_MAX || (full && active.job.is_none());
-        let record = active.state.writers.iter().find(|r| r.tag == wanted.tag).copied();
+        let record =
+            active.state.writers.iter().find(|r| r.tag == wanted.tag && r.status == Status::Ok).copied();
         if mutant!(r12_forget_writers) && record.is_none_or(|r| r.version != active.state.committed.version) {
             known = Known::New;
         }
@@ -146,7 +147,7 @@ impl Replica {
                     writers: update.writers.clone(),
                     payload,
                 });
-                self.load(ctx, chunk).job = Some(Job::Update(update));
+                self.load(ctx, chunk).job = Some(Job::Update(Box::new(update)));
             }
         }
     }
@@ -171,13 +172,16 @@ impl Replica {
         };
         if nothing_to_do {
             // No successor is asked, so this is a read: a head that was replaced must not answer it.
-            return if leased { Err((Status::Ok, base.version, base_length)) } else { refuse(Status::NoLease) };
+            return if leased {
+                Err((Status::Ok, base.version, base_length))
+            } else {
+                refuse(Status::NoLease)
+            };
         }
         let room = wanted.change.only_frees() || (writable && (creatable || !absent));
-        let (Some(length), Some(number)) = (
-            wanted.change.result_length(base_length, wanted.chunk_size),
-            base.version.number.checked_add(1),
-        ) else {
+        let (Some(length), Some(number)) =
+            (wanted.change.result_length(base_length, wanted.chunk_size), base.version.number.checked_add(1))
+        else {
             return refuse(Status::InvalidArgument);
         };
         if matches!(wanted.change, Change::Whole { .. }) {

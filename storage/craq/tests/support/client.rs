@@ -93,7 +93,8 @@ impl Client {
         self.attempt += 1;
         let chain = self.chain.as_ref()?;
         let serving: Vec<_> = chain.serving().copied().collect();
-        let index = if open.change.is_some() { 0 } else { random.below(serving.len().max(1) as u64) as usize };
+        let index =
+            if open.change.is_some() { 0 } else { random.below(serving.len().max(1) as u64) as usize };
         // A reader with odd routing may ask anybody.
         let member = match serving.get(index) {
             Some(member) if open.change.is_some() || random.below(20) > 0 => *member,

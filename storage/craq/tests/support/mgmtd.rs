@@ -93,7 +93,8 @@ impl Mgmtd {
                 target.state = Offline;
             }
         }
-        if any_serving && !new.iter().any(|t| t.state == Syncing)
+        if any_serving
+            && !new.iter().any(|t| t.state == Syncing)
             && let Some(next) = new.iter_mut().find(|t| t.state == Waiting)
         {
             next.state = Syncing;

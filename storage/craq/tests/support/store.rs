@@ -88,7 +88,9 @@ impl Store {
                 assert_eq!(pending.content.version, *version);
                 stored.state.committed = pending.content;
                 let tag = pending.record.tag;
-                let same = |r: &ember_types::WriterRecord| (r.tag.client, r.tag.channel) == (tag.client, tag.channel);
+                let same = |r: &ember_types::WriterRecord| {
+                    (r.tag.client, r.tag.channel) == (tag.client, tag.channel)
+                };
                 stored.state.writers.retain(|r| !same(r));
                 stored.state.writers.push(pending.record);
                 stored.bytes = std::mem::take(&mut stored.pending);

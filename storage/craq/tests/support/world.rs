@@ -4,7 +4,8 @@ use super::client::{Client, Reply};
 use super::mgmtd::{LEASE, Mgmtd};
 use super::store::{Done, Store};
 use ember_craq::{
-    Address, Answer, Identity, Input, Message, Output, Page, Payload, Replica, SendId, Summary, SyncItem, Token,
+    Address, Answer, Identity, Input, Message, Output, Page, Payload, Replica, SendId, Summary, SyncItem,
+    Token,
 };
 use ember_types::layout::SplitMix64;
 use ember_types::{
@@ -158,12 +159,9 @@ impl World {
         let now = self.instant();
         let node = &mut self.nodes[i];
         let mut out = Vec::new();
-        let show = std::env::var("TR").is_ok() && !matches!(input, Input::Tick|Input::Lease{..});
-        let text = format!("{input:?}");
         if let Some(replica) = &mut node.replica {
             replica.handle(now, &node.store, input, &mut out);
         }
-        if show && (text.contains("tag") || text.contains("Chain(") || text.contains("Answered")) { eprintln!("{} n{i} {text}\n    -> {out:?}", self.now); }
         for output in out {
             self.obey(i, output);
         }
@@ -183,7 +181,10 @@ impl World {
                 self.nodes[i].store.version = version;
                 self.nodes[i].store.flush();
                 let delay = self.between(1, 4);
-                self.at(delay, Event::Plain { node: i, boot, input: Box::new(Input::VersionStored(version)) });
+                self.at(
+                    delay,
+                    Event::Plain { node: i, boot, input: Box::new(Input::VersionStored(version)) },
+                );
             }
             Output::Prepare { .. } | Output::Commit { .. } | Output::Drop { .. } | Output::Install { .. } => {
                 let payload = match &output {
@@ -202,7 +203,8 @@ impl World {
             Output::Send { id, to, message } => self.send(i, id, to, message),
             Output::FetchPage { id, to, after } => self.fetch_page(i, id, to, after),
             Output::Reply { token, status, version, length } => {
-                let chain_version = self.nodes[i].replica.as_ref().map_or(ChainVersion(0), Replica::chain_version);
+                let chain_version =
+                    self.nodes[i].replica.as_ref().map_or(ChainVersion(0), Replica::chain_version);
                 let (origin, _) = self.nodes[i].tokens.remove(&token).expect("one answer for each request");
                 let answer = Answer::Reply { status, version, chain_version };
                 self.answer(origin, answer, Reply { status, bytes: None, length });
@@ -286,13 +288,15 @@ impl World {
         };
         let target = to.target.0 as usize;
         let origin = Origin::Peer { node: i, boot, id };
-        let lost = Event::Plain { node: i, boot, input: Box::new(Input::Answered { id, answer: Answer::Lost }) };
+        let lost =
+            Event::Plain { node: i, boot, input: Box::new(Input::Answered { id, answer: Answer::Lost }) };
         let patience = self.between(60, 400);
         self.at(patience, lost);
         let delay = self.network_delay();
         let Some(delay) = delay else { return };
         let there = self.nodes[target].boot;
-        let deliver = Event::Deliver { node: target, boot: there, input: Box::new(input), payload: bytes, origin };
+        let deliver =
+            Event::Deliver { node: target, boot: there, input: Box::new(input), payload: bytes, origin };
         self.at(delay, deliver);
     }
 
@@ -309,7 +313,11 @@ impl World {
         const PAGE: usize = 2;
         let behind = store.now.iter().filter(|(chunk, _)| after.is_none_or(|after| **chunk > after));
         let mut all: Vec<Summary> = behind
-            .map(|(&chunk, s)| Summary { chunk, content: s.state.committed, pending: s.state.pending.is_some() })
+            .map(|(&chunk, s)| Summary {
+                chunk,
+                content: s.state.committed,
+                pending: s.state.pending.is_some(),
+            })
             .collect();
         let more = all.len() > PAGE;
         all.truncate(PAGE);
@@ -319,7 +327,8 @@ impl World {
     fn fetch_page(&mut self, i: usize, id: SendId, to: Address, after: Option<ChunkId>) {
         let target = to.target.0 as usize;
         let (local, local_more) = Self::page_of(&self.nodes[i].store, after);
-        let there = self.nodes[target].replica.as_ref().is_some_and(|r| r.chain_version() == to.chain_version);
+        let there =
+            self.nodes[target].replica.as_ref().is_some_and(|r| r.chain_version() == to.chain_version);
         let page = there.then(|| {
             let (remote, remote_more) = Self::page_of(&self.nodes[target].store, after);
             let total = self.nodes[i].store.now.len() as u64;
@@ -422,27 +431,27 @@ impl World {
 
     fn happen(&mut self, event: Event) {
         match event {
-            Event::Deliver { node, boot, mut input, payload, origin } => {
-                if self.alive(node, boot) {
-                    let fresh = self.token(node, origin, payload);
-                    match &mut *input {
-                        Input::Update { token, .. }
-                        | Input::Read { token, .. }
-                        | Input::Query { token, .. }
-                        | Input::Confirm { token, .. }
-                        | Input::Forward { token, .. }
-                        | Input::Abort { token, .. }
-                        | Input::Sync { token, .. } => *token = fresh,
-                        other => panic!("no request: {other:?}"),
-                    }
-                    self.feed(node, *input);
+            Event::Deliver { node, boot, mut input, payload, origin } if self.alive(node, boot) => {
+                let fresh = self.token(node, origin, payload);
+                match &mut *input {
+                    Input::Update { token, .. }
+                    | Input::Read { token, .. }
+                    | Input::Query { token, .. }
+                    | Input::Confirm { token, .. }
+                    | Input::Forward { token, .. }
+                    | Input::Abort { token, .. }
+                    | Input::Sync { token, .. } => *token = fresh,
+                    other => panic!("no request: {other:?}"),
                 }
+                self.feed(node, *input);
             }
             Event::Plain { node, boot, input } if self.alive(node, boot) => self.feed(node, *input),
             Event::Disk { node, boot, operation, payload } if self.alive(node, boot) => {
                 self.disk(node, &operation, &payload);
             }
-            Event::Serve { node, boot, token, read } if self.alive(node, boot) => self.serve(node, token, read),
+            Event::Serve { node, boot, token, read } if self.alive(node, boot) => {
+                self.serve(node, token, read)
+            }
             Event::ToClient { client, attempt, reply } => {
                 let now = self.now;
                 if self.clients[client].answered(now, attempt, reply) {

@@ -1,0 +1,568 @@
+//! One replica and its store, step by step: what each rule of the protocol asks of it.
+
+mod support;
+
+use ember_craq::{
+    Address, Answer, Change, Content, Failure, Forward, Identity, Input, Message, Output, Page, Payload,
+    Replica, SendId, SyncItem, Token,
+};
+use ember_types::checksum::crc32c;
+use ember_types::{
+    Chain, ChainId, ChainTarget, ChainVersion, ChannelId, ChunkId, ChunkVersion, ClientId, DataId,
+    Generation, Instant, PublicState, Sequence, Status, TargetId, WriterTag,
+};
+use std::time::Duration;
+use support::store::{Done, Store};
+
+use PublicState::{Offline, Serving, Syncing};
+
+const CHUNK: ChunkId = ChunkId::new(DataId(1), 0);
+const LATER: Instant = Instant(u64::MAX);
+
+/// A replica whose store answers at once, unless it is held.
+struct Lone {
+    replica: Replica,
+    store: Store,
+    me: u64,
+    now: Instant,
+    /// The store's operations wait for [`Lone::release`].
+    hold: bool,
+    held: Vec<Output>,
+    out: Vec<Output>,
+    bytes: Vec<u8>,
+}
+
+fn chain(version: u64, members: &[(u64, PublicState)]) -> Chain {
+    let targets: Vec<ChainTarget> = members
+        .iter()
+        .map(|&(id, state)| ChainTarget { target: TargetId(id), generation: Generation(1), state })
+        .collect();
+    Chain {
+        id: ChainId(1),
+        version: ChainVersion(version),
+        in_use_members: targets.clone(),
+        targets,
+        in_use: true,
+        last_in_use: ChainVersion(version),
+    }
+}
+
+fn tag(client: u128, sequence: u64) -> WriterTag {
+    WriterTag { client: ClientId::from_u128(client), channel: ChannelId(1), sequence: Sequence(sequence) }
+}
+
+fn version(number: u64, chain_version: u64) -> ChunkVersion {
+    ChunkVersion { number, chain_version: ChainVersion(chain_version), attempt: 0 }
+}
+
+impl Lone {
+    fn new(me: u64, chain: Chain) -> Self {
+        let identity = Identity { chain: ChainId(1), target: TargetId(me), generation: Generation(1) };
+        let store = Store::default();
+        let replica = Replica::new(identity, ChainVersion(0), &store, [], []);
+        let now = Instant::default() + Duration::from_secs(1);
+        let (held, out, bytes) = (Vec::new(), Vec::new(), Vec::new());
+        let mut lone = Self { replica, store, me, now, hold: false, held, out, bytes };
+        lone.feed(Input::Chain(chain));
+        lone.feed(Input::Lease { until: LATER });
+        lone
+    }
+
+    fn to(&self) -> Address {
+        Address {
+            chain: ChainId(1),
+            chain_version: self.replica.chain_version(),
+            target: TargetId(self.me),
+            generation: Generation(1),
+        }
+    }
+
+    fn feed(&mut self, input: Input) {
+        let mut out = Vec::new();
+        self.replica.handle(self.now, &self.store, input, &mut out);
+        for output in out {
+            match output {
+                Output::StoreVersion(v) => self.feed(Input::VersionStored(v)),
+                Output::Prepare { .. }
+                | Output::Commit { .. }
+                | Output::Drop { .. }
+                | Output::Install { .. } => {
+                    self.out.push(output.clone());
+                    if self.hold { self.held.push(output) } else { self.run(&output) }
+                }
+                other => self.out.push(other),
+            }
+        }
+    }
+
+    fn run(&mut self, operation: &Output) {
+        let bytes = match operation {
+            Output::Prepare { payload: Payload::Empty, .. }
+            | Output::Install { payload: Payload::Empty, .. } => Vec::new(),
+            _ => self.bytes.clone(),
+        };
+        let done = self.store.run(operation, &bytes);
+        let input = match (operation, done) {
+            (Output::Prepare { chunk, .. } | Output::Install { chunk, .. }, Done::Failed(failure)) => {
+                Input::Failed { chunk: *chunk, failure }
+            }
+            (Output::Prepare { chunk, version, .. }, Done::Prepared(length, checksum)) => {
+                Input::Prepared { chunk: *chunk, version: *version, length, checksum }
+            }
+            (Output::Commit { chunk, version }, _) => Input::Committed { chunk: *chunk, version: *version },
+            (Output::Drop { chunk, version }, _) => Input::Dropped { chunk: *chunk, version: *version },
+            (Output::Install { chunk, .. }, _) => Input::Installed { chunk: *chunk },
+            other => panic!("{:?}", other.0),
+        };
+        self.feed(input);
+    }
+
+    fn release(&mut self) {
+        self.hold = false;
+        for operation in std::mem::take(&mut self.held) {
+            self.run(&operation);
+        }
+    }
+
+    fn write(&mut self, token: Token, tag: WriterTag, bytes: &[u8]) {
+        self.bytes = bytes.to_vec();
+        let change = Change::Write { offset: 0, length: bytes.len() as u32 };
+        let to = self.to();
+        self.feed(Input::Update { token, to, chunk: CHUNK, change, chunk_size: 64, tag, expires: LATER });
+    }
+
+    fn forward(
+        &mut self,
+        token: Token,
+        epoch: u32,
+        base: ChunkVersion,
+        new: ChunkVersion,
+        bytes: &[u8],
+        change: Change,
+    ) {
+        self.bytes = bytes.to_vec();
+        let result = Content {
+            version: new,
+            removed: change == Change::Remove,
+            length: bytes.len() as u32,
+            checksum: crc32c(bytes),
+        };
+        let tag = tag(9, new.number);
+        let forward = Forward { chunk: CHUNK, change, chunk_size: 64, base, result, tag, writers: vec![] };
+        let from = self
+            .replica
+            .chain()
+            .and_then(|c| c.predecessor(TargetId(self.me)))
+            .expect("a predecessor")
+            .target;
+        let to = self.to();
+        self.feed(Input::Forward { token, to, from, epoch, forward });
+    }
+
+    /// The last message sent, and to whom.
+    fn sent(&self) -> (SendId, TargetId, Message) {
+        let sent = self.out.iter().rev().find_map(|o| match o {
+            Output::Send { id, to, message } => Some((*id, to.target, message.clone())),
+            _ => None,
+        });
+        sent.expect("a message was sent")
+    }
+
+    fn answer(&mut self, id: SendId, status: Status, version: ChunkVersion) {
+        let chain_version = self.replica.chain_version();
+        self.feed(Input::Answered { id, answer: Answer::Reply { status, version, chain_version } });
+    }
+
+    fn reply(&self, wanted: Token) -> Option<Status> {
+        self.out.iter().find_map(|o| match o {
+            Output::Reply { token, status, .. } if *token == wanted => Some(*status),
+            _ => None,
+        })
+    }
+
+    fn read(&mut self, token: Token) -> Option<Content> {
+        let to = self.to();
+        self.feed(Input::Read { token, to, chunk: CHUNK, relaxed: false });
+        self.out.iter().find_map(|o| match o {
+            Output::Read { token: t, content } if *t == token => Some(*content),
+            _ => None,
+        })
+    }
+
+    fn wrote(&self, what: fn(&Output) -> bool) -> bool {
+        self.out.iter().any(what)
+    }
+}
+
+fn is_drop(output: &Output) -> bool {
+    matches!(output, Output::Drop { .. })
+}
+fn is_commit(output: &Output) -> bool {
+    matches!(output, Output::Commit { .. })
+}
+
+#[test]
+fn r04_pending_goes_to_the_new_successor_and_a_new_tail_commits_first() {
+    let mut head = Lone::new(1, chain(1, &[(1, Serving), (2, Serving), (3, Serving)]));
+    head.write(1, tag(1, 1), b"abc");
+    assert_eq!(head.sent().1, TargetId(2));
+    head.out.clear();
+    head.feed(Input::Chain(chain(2, &[(1, Serving), (3, Serving), (2, Offline)])));
+    let (_, to, message) = head.sent();
+    assert_eq!(to, TargetId(3));
+    assert!(matches!(message, Message::Forward { forward, .. } if forward.result.version == version(1, 1)));
+    assert!(!head.wrote(is_drop));
+
+    // Alone it is the tail: nothing is told before the pending version is committed.
+    head.hold = true;
+    head.out.clear();
+    head.feed(Input::Chain(chain(3, &[(1, Serving), (3, Offline), (2, Offline)])));
+    assert!(head.wrote(is_commit));
+    assert_eq!(head.read(7), None);
+    assert_eq!(head.reply(7), Some(Status::Busy));
+    head.release();
+    assert_eq!(head.reply(1), Some(Status::Ok));
+    assert_eq!(head.read(8).map(|c| c.version), Some(version(1, 1)));
+}
+
+#[test]
+fn r04_entering_syncing_discards_pending() {
+    let mut head = Lone::new(1, chain(1, &[(1, Serving), (2, Serving)]));
+    head.write(1, tag(1, 1), b"abc");
+    head.feed(Input::Chain(chain(2, &[(2, Serving), (1, Syncing)])));
+    assert!(head.wrote(is_drop));
+    assert_eq!(head.reply(1), Some(Status::StaleRouting));
+    assert!(head.store.now[&CHUNK].state.pending.is_none());
+}
+
+#[test]
+fn r05_a_number_alone_proves_nothing() {
+    let mut tail = Lone::new(2, chain(1, &[(1, Serving), (2, Serving)]));
+    tail.forward(1, 0, ChunkVersion::NONE, version(1, 1), b"abc", Change::Write { offset: 0, length: 3 });
+    assert_eq!(tail.reply(1), Some(Status::Ok));
+    // The same number from another history, and a base from another history.
+    tail.forward(2, 0, ChunkVersion::NONE, version(1, 9), b"xyz", Change::Write { offset: 0, length: 3 });
+    assert_eq!(tail.reply(2), Some(Status::Corrupt));
+    tail.forward(3, 0, version(1, 9), version(2, 1), b"xyz", Change::Write { offset: 0, length: 3 });
+    assert_eq!(tail.reply(3), Some(Status::Corrupt));
+    assert_eq!(tail.store.now[&CHUNK].bytes, b"abc");
+    // A copy that was delayed behind a later message.
+    tail.forward(4, 2, version(1, 1), version(2, 1), b"def", Change::Write { offset: 0, length: 3 });
+    assert_eq!(tail.reply(4), Some(Status::Ok));
+    tail.forward(5, 1, version(2, 1), version(3, 1), b"ghi", Change::Write { offset: 0, length: 3 });
+    assert_eq!(tail.reply(5), Some(Status::Busy));
+}
+
+#[test]
+fn r06_the_tail_waits_for_its_syncing_successor_and_for_its_predecessor() {
+    let mut tail = Lone::new(2, chain(2, &[(1, Serving), (2, Serving), (3, Syncing)]));
+    let (id, to, message) = tail
+        .out
+        .iter()
+        .find_map(|o| match o {
+            Output::Send { id, to, message: m @ Message::Confirm { .. } } => {
+                Some((*id, to.target, m.clone()))
+            }
+            _ => None,
+        })
+        .expect("a new tail asks for confirmation");
+    assert_eq!((to, matches!(message, Message::Confirm { .. })), (TargetId(1), true));
+    let address = tail.to();
+    tail.feed(Input::Query { token: 1, to: address, chunk: CHUNK });
+    assert_eq!(tail.reply(1), Some(Status::Busy));
+    tail.answer(id, Status::Ok, ChunkVersion::NONE);
+    tail.feed(Input::Query { token: 2, to: address, chunk: CHUNK });
+    assert_eq!(tail.reply(2), Some(Status::Ok));
+
+    tail.forward(3, 0, ChunkVersion::NONE, version(1, 2), b"abc", Change::Write { offset: 0, length: 3 });
+    let (id, to, message) = tail.sent();
+    assert_eq!(to, TargetId(3));
+    assert!(
+        matches!(message, Message::Forward { forward, .. } if forward.change == Change::Whole { length: 3 })
+    );
+    assert!(!tail.wrote(is_commit));
+    tail.answer(id, Status::Ok, version(1, 2));
+    assert!(tail.wrote(is_commit));
+    assert_eq!(tail.reply(3), Some(Status::Ok));
+    // Another chain version than the tail's.
+    let old = Address { chain_version: ChainVersion(1), ..address };
+    tail.feed(Input::Query { token: 4, to: old, chunk: CHUNK });
+    assert_eq!(tail.reply(4), Some(Status::StaleRouting));
+}
+
+#[test]
+fn r07_nothing_is_committed_before_the_version_is_noted_as_in_use() {
+    let mut unused = chain(1, &[(1, Serving)]);
+    unused.in_use = false;
+    let mut tail = Lone::new(1, unused);
+    tail.write(1, tag(1, 1), b"abc");
+    assert!(tail.out.contains(&Output::NoteInUse(ChainVersion(1))));
+    assert!(!tail.wrote(is_commit));
+    tail.feed(Input::Chain(chain(1, &[(1, Serving)])));
+    assert_eq!(tail.reply(1), Some(Status::Ok));
+}
+
+#[test]
+fn r08_reads_need_a_lease_when_taken_and_when_answered() {
+    let mut one = Lone::new(1, chain(1, &[(1, Serving)]));
+    one.feed(Input::Lease { until: one.now });
+    assert_eq!(one.read(1), None);
+    assert_eq!(one.reply(1), Some(Status::NoLease));
+    assert!(!one.replica.may_answer(one.now));
+}
+
+#[test]
+fn r11_a_sync_waits_for_the_update_before_it_and_sends_what_is_then() {
+    let mut tail = Lone::new(1, chain(1, &[(1, Serving), (2, Syncing)]));
+    let page = tail.out.iter().find_map(|o| match o {
+        Output::FetchPage { id, .. } => Some(*id),
+        _ => None,
+    });
+    tail.write(1, tag(1, 1), b"abc");
+    let (forward, ..) = tail.sent();
+    // The listings were made before the write: both lack the chunk, and the target has an older one.
+    let old = Content { version: version(7, 0), removed: false, length: 1, checksum: 1 };
+    let remote = vec![ember_craq::Summary { chunk: CHUNK, content: old, pending: false }];
+    tail.feed(Input::Page {
+        id: page.expect("a page is fetched"),
+        page: Some(Page { remote, ..Page::default() }),
+    });
+    assert_eq!(tail.sent().0, forward, "the chunk is on its way already");
+    tail.answer(forward, Status::Ok, version(1, 1));
+    let (sync, _, message) = tail.sent();
+    assert!(
+        matches!(message, Message::Sync { item: SyncItem::Chunk { content, .. }, .. } if content.version == version(1, 1))
+    );
+    // The next write waits until the target has answered.
+    tail.write(2, tag(2, 1), b"def");
+    assert_eq!(tail.sent().0, sync);
+    tail.answer(sync, Status::Ok, version(1, 1));
+    assert!(matches!(tail.sent().2, Message::Forward { .. }) || tail.out.iter().any(|o| matches!(o, Output::Send { message: Message::Forward { forward, .. }, .. } if forward.result.version == version(2, 1))));
+}
+
+#[test]
+fn r11_sync_done_is_void_after_a_chain_change() {
+    let mut target = Lone::new(2, chain(1, &[(1, Serving), (2, Syncing)]));
+    let to = target.to();
+    target.feed(Input::Sync { token: 1, to, from: TargetId(1), epoch: 0, item: SyncItem::Done });
+    assert_eq!(target.replica.local_state(), ember_types::LocalState::UpToDate);
+    target.feed(Input::Chain(chain(2, &[(1, Serving), (2, Syncing), (3, Offline)])));
+    assert_eq!(target.replica.local_state(), ember_types::LocalState::Online);
+    target.feed(Input::Sync { token: 2, to, from: TargetId(1), epoch: 0, item: SyncItem::Done });
+    assert_eq!(target.reply(2), Some(Status::StaleRouting));
+}
+
+#[test]
+fn r12_a_repeat_is_answered_and_never_done_again() {
+    let mut one = Lone::new(1, chain(1, &[(1, Serving)]));
+    one.write(1, tag(1, 1), b"abc");
+    one.write(2, tag(2, 1), b"def");
+    one.write(3, tag(1, 1), b"abc");
+    assert_eq!(
+        (one.reply(1), one.reply(2), one.reply(3)),
+        (Some(Status::Ok), Some(Status::Ok), Some(Status::Ok))
+    );
+    assert_eq!(one.store.now[&CHUNK].bytes, b"def");
+    one.write(4, tag(2, 2), b"ghi");
+    one.write(5, tag(2, 1), b"def");
+    assert_eq!(one.reply(5), Some(Status::StaleSequence));
+    // The records come back from the disk.
+    let records: Vec<_> = one.store.now[&CHUNK].state.writers.iter().map(|r| (CHUNK, *r)).collect();
+    let identity = one.replica.identity();
+    one.replica = Replica::new(identity, ChainVersion(1), &one.store, [], records);
+    one.feed(Input::Chain(chain(3, &[(1, Serving)])));
+    one.feed(Input::Lease { until: LATER });
+    one.write(6, tag(1, 1), b"abc");
+    assert_eq!(one.reply(6), Some(Status::Ok));
+    assert_eq!(one.store.now[&CHUNK].bytes, b"ghi");
+    one.feed(Input::EndedClients(vec![ClientId::from_u128(1)]));
+    one.write(7, tag(1, 2), b"zzz");
+    assert_eq!(one.reply(7), Some(Status::SessionEnded));
+}
+
+#[test]
+fn r12_a_repeat_joins_the_update_under_way() {
+    let mut head = Lone::new(1, chain(1, &[(1, Serving), (2, Serving)]));
+    head.write(1, tag(1, 1), b"abc");
+    let (id, ..) = head.sent();
+    head.write(2, tag(1, 1), b"abc");
+    assert_eq!(head.reply(1), None, "not before the successor's answer");
+    head.answer(id, Status::Ok, version(1, 1));
+    assert_eq!((head.reply(1), head.reply(2)), (Some(Status::Ok), Some(Status::Ok)));
+}
+
+#[test]
+fn r12_a_record_that_a_sync_overwrites_is_forgotten() {
+    let mut target = Lone::new(2, chain(1, &[(1, Serving), (2, Syncing)]));
+    target.forward(1, 0, ChunkVersion::NONE, version(1, 1), b"abc", Change::Whole { length: 3 });
+    // The other never committed it; another history goes on, in which the writer comes again.
+    target.feed(Input::Chain(chain(2, &[(3, Serving), (2, Syncing)])));
+    let to = target.to();
+    let item = SyncItem::Chunk { chunk: CHUNK, content: Content::default(), writers: vec![] };
+    target.feed(Input::Sync { token: 2, to, from: TargetId(3), epoch: 0, item });
+    target.feed(Input::Chain(chain(3, &[(2, Serving)])));
+    target.write(3, tag(9, 1), b"abc");
+    assert_eq!(target.reply(3), Some(Status::Ok));
+    assert_eq!(target.store.now[&CHUNK].bytes, b"abc");
+}
+
+#[test]
+fn r13_a_refusal_is_carried_out_behind_before_it_is_told() {
+    let mut head = Lone::new(1, chain(1, &[(1, Serving), (2, Serving)]));
+    head.write(1, tag(1, 1), b"abc");
+    let (id, ..) = head.sent();
+    head.answer(id, Status::NoSpace, ChunkVersion::NONE);
+    let (id, _, message) = head.sent();
+    assert!(matches!(message, Message::Abort { version: v, .. } if v == version(1, 1)));
+    assert!(!head.wrote(is_drop));
+    assert_eq!(head.reply(1), None);
+    head.answer(id, Status::Ok, ChunkVersion::NONE);
+    assert!(head.wrote(is_drop));
+    assert_eq!(head.reply(1), Some(Status::NoSpace));
+    // A late copy of the refused request is not done after all; the next update has another attempt.
+    head.write(2, tag(1, 1), b"abc");
+    assert_eq!(head.reply(2), Some(Status::NoSpace));
+    head.write(3, tag(1, 2), b"abc");
+    let (_, _, message) = head.sent();
+    assert!(matches!(message, Message::Forward { forward, .. } if forward.result.version.attempt == 1));
+}
+
+#[test]
+fn r13_silence_is_reported_and_never_aborts() {
+    let mut head = Lone::new(1, chain(1, &[(1, Serving), (2, Serving)]));
+    head.write(1, tag(1, 1), b"abc");
+    let (id, ..) = head.sent();
+    head.feed(Input::Answered { id, answer: Answer::Lost });
+    head.now = head.now + Duration::from_secs(3);
+    head.feed(Input::Tick);
+    let (again, _, message) = head.sent();
+    assert!(again > id && matches!(message, Message::Forward { epoch: 1, .. }));
+    assert!(head.out.contains(&Output::Accuse { target: TargetId(2), device: false }));
+    assert!(!head.wrote(is_drop) && head.reply(1).is_none());
+    // Refused after a chain change: it may have been committed behind, so it stays.
+    head.feed(Input::Chain(chain(2, &[(1, Serving), (2, Serving), (3, Offline)])));
+    let (id, ..) = head.sent();
+    head.answer(id, Status::NoSpace, ChunkVersion::NONE);
+    assert!(!head.out.iter().any(|o| matches!(o, Output::Send { message: Message::Abort { .. }, .. })));
+}
+
+#[test]
+fn r13_what_can_be_refused_is_refused_before_it_has_a_number() {
+    let mut head = Lone::new(1, chain(1, &[(1, Serving), (2, Serving)]));
+    head.feed(Input::Space { writable: true, creatable: false });
+    head.write(1, tag(1, 1), b"abc");
+    assert_eq!(head.reply(1), Some(Status::NoSpace));
+    head.feed(Input::Space { writable: true, creatable: true });
+    head.write(2, tag(1, 2), &[0; 65]);
+    assert_eq!(head.reply(2), Some(Status::InvalidArgument));
+    head.store.full = true;
+    head.write(3, tag(1, 3), b"abc");
+    assert_eq!(head.reply(3), Some(Status::NoSpace));
+    assert!(!head.out.iter().any(|o| matches!(o, Output::Send { .. })));
+}
+
+#[test]
+fn r14_another_result_is_not_committed_and_the_whole_content_heals() {
+    let mut tail = Lone::new(2, chain(1, &[(1, Serving), (2, Serving)]));
+    tail.forward(1, 0, ChunkVersion::NONE, version(1, 1), b"abc", Change::Write { offset: 0, length: 3 });
+    tail.store.now.get_mut(&CHUNK).expect("the chunk").bytes = b"abX".to_vec();
+    // The predecessor's result of the same write differs from the one that comes out here.
+    let forward = |whole| Forward {
+        chunk: CHUNK,
+        change: if whole { Change::Whole { length: 3 } } else { Change::Write { offset: 0, length: 1 } },
+        chunk_size: 64,
+        base: version(1, 1),
+        result: Content { version: version(2, 1), removed: false, length: 3, checksum: crc32c(b"zbc") },
+        tag: tag(9, 2),
+        writers: vec![],
+    };
+    let to = tail.to();
+    tail.bytes = b"z".to_vec();
+    tail.out.clear();
+    tail.feed(Input::Forward { token: 2, to, from: TargetId(1), epoch: 0, forward: forward(false) });
+    assert_eq!(tail.reply(2), Some(Status::Corrupt));
+    assert!(tail.wrote(is_drop) && !tail.wrote(is_commit));
+    tail.bytes = b"zbc".to_vec();
+    tail.feed(Input::Forward { token: 3, to, from: TargetId(1), epoch: 0, forward: forward(true) });
+    assert_eq!(tail.reply(3), Some(Status::Ok));
+    assert_eq!(tail.store.now[&CHUNK].bytes, b"zbc");
+}
+
+#[test]
+fn r14_the_head_sends_the_whole_when_the_successor_cannot_merge() {
+    let mut head = Lone::new(1, chain(1, &[(1, Serving), (2, Serving)]));
+    head.write(1, tag(1, 1), b"abc");
+    let (id, ..) = head.sent();
+    head.answer(id, Status::Corrupt, ChunkVersion::NONE);
+    let (_, _, message) = head.sent();
+    assert!(matches!(message, Message::Forward { forward, payload: Payload::Stored(_), .. }
+        if forward.change == Change::Whole { length: 3 }));
+}
+
+#[test]
+fn r14_a_repair_waits_for_its_turn_and_is_void_for_another_version() {
+    let mut head = Lone::new(1, chain(1, &[(1, Serving), (2, Serving)]));
+    head.write(1, tag(1, 1), b"abc");
+    let (id, ..) = head.sent();
+    head.answer(id, Status::Ok, version(1, 1));
+    head.write(2, tag(1, 2), b"def");
+    let (id, ..) = head.sent();
+    head.feed(Input::RepairWanted { chunk: CHUNK, version: version(1, 1) });
+    let repairs = |lone: &Lone| lone.out.iter().filter(|o| matches!(o, Output::Repair { .. })).count();
+    assert_eq!(repairs(&head), 0);
+    head.answer(id, Status::Ok, version(2, 1));
+    assert_eq!(repairs(&head), 0, "the version is another one now");
+    head.feed(Input::RepairWanted { chunk: CHUNK, version: version(2, 1) });
+    assert_eq!(repairs(&head), 1);
+    head.write(3, tag(1, 3), b"ghi");
+    assert_eq!(head.reply(3), None, "updates wait for the repair");
+    head.feed(Input::Repaired { chunk: CHUNK });
+    assert!(matches!(head.sent().2, Message::Forward { .. }));
+}
+
+#[test]
+fn r18_only_the_right_serving_target_says_absent() {
+    let mut one = Lone::new(1, chain(2, &[(1, Serving), (2, Serving)]));
+    assert!(one.read(1).is_some_and(|content| content.is_absent()));
+    let right = one.to();
+    let wrong = [
+        Address { generation: Generation(2), ..right },
+        Address { target: TargetId(2), ..right },
+        Address { chain: ChainId(2), ..right },
+        Address { chain_version: ChainVersion(1), ..right },
+    ];
+    for (i, to) in wrong.into_iter().enumerate() {
+        let token = 10 + i as u64;
+        one.feed(Input::Read { token, to, chunk: CHUNK, relaxed: false });
+        assert_eq!(one.reply(token), Some(Status::StaleRouting));
+    }
+    one.feed(Input::Chain(chain(3, &[(2, Serving), (1, Syncing)])));
+    let to = one.to();
+    one.feed(Input::Read { token: 20, to, chunk: CHUNK, relaxed: false });
+    assert_eq!(one.reply(20), Some(Status::NotServing));
+}
+
+#[test]
+fn r18_expiry_is_checked_when_the_update_is_numbered() {
+    let mut head = Lone::new(1, chain(1, &[(1, Serving)]));
+    head.hold = true;
+    head.write(1, tag(1, 1), b"abc");
+    let (to, expires) = (head.to(), head.now + Duration::from_millis(10));
+    let change = Change::Remove;
+    head.feed(Input::Update { token: 2, to, chunk: CHUNK, change, chunk_size: 64, tag: tag(2, 1), expires });
+    head.now = head.now + Duration::from_millis(20);
+    head.release();
+    assert_eq!((head.reply(1), head.reply(2)), (Some(Status::Ok), Some(Status::BadCapability)));
+}
+
+#[test]
+fn a_lost_store_refuses_everything() {
+    let mut one = Lone::new(1, chain(1, &[(1, Serving)]));
+    one.hold = true;
+    one.write(1, tag(1, 1), b"abc");
+    one.feed(Input::Failed { chunk: CHUNK, failure: Failure::Device });
+    assert_eq!(one.reply(1), Some(Status::DeviceError));
+    one.write(2, tag(1, 2), b"abc");
+    assert_eq!(one.reply(2), Some(Status::DeviceError));
+    assert_eq!(one.replica.local_state(), ember_types::LocalState::Offline);
+}
