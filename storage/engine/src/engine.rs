@@ -281,7 +281,7 @@ impl Engine {
     pub async fn install(&self, chunk: ChunkId, install: Install) -> Result<()> {
         self.detached("engine install", self.0.clone().install(chunk, install)).await
     }
-    /// Notes, durably, that the target serves under `version` (R2); lower ones than the noted one are ignored.
+    /// Notes, durably, that the target serves under `version` (R2); lower ones are ignored.
     pub async fn set_chain_version(&self, version: ChainVersion) -> Result<()> {
         if version <= self.chain_version() {
             return Ok(());
