@@ -11,7 +11,7 @@ use ember_craq::{Input, Replica, Role};
 use ember_net::{Pool, Server, ServerIdentity, ServerOptions};
 use ember_rt::disk::DiskQueue;
 use ember_rt::net::Listener;
-use ember_rt::select::{Either3, join_all, select3};
+use ember_rt::select::{Either, Either3, join_all, select, select3};
 use ember_rt::{Addr, Rt, watch};
 use ember_types::{
     CapabilityKey, Chain, ClientId, Instant, LocalState, NodeId, PublicState, TargetId, TargetInfo,
@@ -374,7 +374,9 @@ pub async fn run(
         slots: RefCell::default(),
         removals: Removals::default(),
     });
-    routing.ready().await;
+    if let Either::Left(()) = select(ended(shutdown.clone()), routing.ready()).await {
+        return Ok(());
+    }
     // Everything that is here is opened before the first word to mgmtd, so that nothing is taken for missing.
     node.open_all().await;
     let word = Rc::new(Word(node.clone()));
@@ -389,4 +391,13 @@ pub async fn run(
     join_all(serving).await;
     node.close().await;
     Ok(())
+}
+
+/// Returns when the shutdown has begun.
+async fn ended(mut shutdown: watch::Receiver<bool>) {
+    while !*shutdown.borrow() {
+        if shutdown.changed().await.is_err() {
+            return;
+        }
+    }
 }

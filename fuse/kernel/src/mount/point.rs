@@ -73,14 +73,15 @@ pub fn probe_within(path: &Path, timeout: Duration) -> Result<Probe, Error> {
     std::thread::Builder::new()
         .name("fuse-probe".to_owned())
         .spawn(move || {
-            // The receiver may have given up, and then nobody wants the answer.
-            let _ = sender.send(std::fs::symlink_metadata(&asked).map(|_| ()));
+            // Not stat(2): the kernel answers that from its cache for a while after the server's death. The
+            // receiver may have given up, and then nobody wants the answer.
+            let _ = sender.send(rustix::fs::statfs(&asked).map(|_| ()));
         })
         .map_err(|source| Error::Io { what: "start of a thread".to_owned(), source })?;
     match receiver.recv_timeout(timeout) {
         Ok(Ok(())) => Ok(Probe::Alive),
-        Ok(Err(error)) => Ok(match Errno::from_io_error(&error) {
-            Some(Errno::NOTCONN | Errno::CONNABORTED) => Probe::Stale,
+        Ok(Err(error)) => Ok(match error {
+            Errno::NOTCONN | Errno::CONNABORTED => Probe::Stale,
             // Refusing (say, another user without allow_other) is an answer too.
             _ => Probe::Alive,
         }),
