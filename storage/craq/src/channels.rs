@@ -1,6 +1,6 @@
 //! Exactly once (R12): the last update of each channel of each client, over the whole chain.
 
-use ember_types::{ChannelId, ChunkId, ClientId, Sequence, Status, WriterRecord, WriterTag};
+use ember_types::{ChannelId, ChunkId, ChunkVersion, ClientId, Sequence, Status, WriterRecord, WriterTag};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Most channels that a replica keeps; a client's first update beyond it is refused as busy.
@@ -12,9 +12,17 @@ struct Entry {
     seen: Sequence,
     /// Highest sequence that was committed, and the chunk that holds its record.
     last: Option<(Sequence, ChunkId)>,
-    /// A sequence that was refused for good: a late copy of the request must not be done after all. Volatile:
-    /// after a change of head a late copy names an old chain version.
-    refused: Option<(Sequence, Status)>,
+    /// A sequence that ended without an update: refused for good, or nothing was to be done. A late copy of the
+    /// request must not be done after all. Volatile: after a change of head it names an old chain version.
+    ended: Option<(Sequence, Ended)>,
+}
+
+/// How a request ended that made no update.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Ended {
+    pub(crate) status: Status,
+    pub(crate) version: ChunkVersion,
+    pub(crate) length: u32,
 }
 
 /// What is known of a tag.
@@ -24,8 +32,8 @@ pub(crate) enum Known {
     New,
     /// Done: the record is in the chunk's state.
     Done,
-    /// Refused for good.
-    Refused(Status),
+    /// It ended without an update.
+    Ended(Ended),
     /// The channel has gone on.
     Stale,
     /// The sequence was used for another chunk.
@@ -63,18 +71,22 @@ impl Channels {
             Some((last, _)) if tag.sequence < last => return Known::Stale,
             _ => {}
         }
-        match entry.refused {
-            Some((refused, status)) if refused == tag.sequence => Known::Refused(status),
+        match entry.ended {
+            Some((sequence, ended)) if sequence == tag.sequence => Known::Ended(ended),
             _ if tag.sequence < entry.seen => Known::Stale,
             _ => Known::New,
         }
     }
 
+    /// Notes that `tag` ended at the head without an update.
+    pub(crate) fn end_without(&mut self, tag: WriterTag, ended: Ended) {
+        if let Some(entry) = self.entries.get_mut(&(tag.client, tag.channel)) {
+            entry.ended = Some((tag.sequence, ended));
+        }
+    }
     /// Notes that the head refused `tag` for good.
     pub(crate) fn refuse(&mut self, tag: WriterTag, status: Status) {
-        if let Some(entry) = self.entries.get_mut(&(tag.client, tag.channel)) {
-            entry.refused = Some((tag.sequence, status));
-        }
+        self.end_without(tag, Ended { status, version: ChunkVersion::NONE, length: 0 });
     }
 
     /// Notes that the head took `tag`.

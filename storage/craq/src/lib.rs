@@ -8,6 +8,7 @@
 //! - at most one update, installation, repair or sync is in progress; what else wants the chunk waits in order;
 //! - a version held (pending or committed) by a serving replica is held by every serving replica before it;
 //! - the tail alone decides to commit; a version is committed elsewhere only after the successor said so;
+//! - nothing is committed or told before mgmtd has noted that the chain version is in use;
 //! - a pending version goes only by a commit, by an abort that its successors have carried out, or on entering
 //!   syncing;
 //! - every map and queue is bounded, and every request is answered exactly once.

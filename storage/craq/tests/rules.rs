@@ -381,6 +381,47 @@ fn r12_a_repeat_is_answered_and_never_done_again() {
 }
 
 #[test]
+fn r12_a_late_copy_of_a_request_without_effect_stays_without_effect() {
+    let mut one = Lone::new(1, chain(1, &[(1, Serving)]));
+    let cut = |one: &mut Lone, token| {
+        let to = one.to();
+        let change = Change::Cut { length: 1 };
+        one.feed(Input::Update {
+            token,
+            to,
+            chunk: CHUNK,
+            change,
+            chunk_size: 64,
+            tag: tag(1, 1),
+            expires: LATER,
+        });
+    };
+    cut(&mut one, 1);
+    assert_eq!(one.reply(1), Some(Status::Ok));
+    one.write(2, tag(2, 1), b"abc");
+    cut(&mut one, 3);
+    assert_eq!(one.reply(3), Some(Status::Ok));
+    assert_eq!(one.store.now[&CHUNK].bytes, b"abc");
+}
+
+#[test]
+fn r07_what_was_taken_over_while_syncing_is_told_only_under_a_version_in_use() {
+    let mut target = Lone::new(2, chain(1, &[(1, Serving), (2, Syncing)]));
+    target.forward(1, 0, ChunkVersion::NONE, version(1, 1), b"abc", Change::Whole { length: 3 });
+    let mut unused = chain(2, &[(1, Serving), (2, Serving)]);
+    unused.in_use = false;
+    target.feed(Input::Chain(unused));
+    target.forward(2, 0, ChunkVersion::NONE, version(1, 1), b"abc", Change::Whole { length: 3 });
+    assert_eq!(target.reply(2), Some(Status::Busy));
+    assert!(target.out.contains(&Output::NoteInUse(ChainVersion(2))));
+    assert_eq!(target.read(3), None);
+    target.feed(Input::Chain(chain(2, &[(1, Serving), (2, Serving)])));
+    target.forward(4, 0, ChunkVersion::NONE, version(1, 1), b"abc", Change::Whole { length: 3 });
+    assert_eq!(target.reply(4), Some(Status::Ok));
+    assert!(target.read(5).is_some());
+}
+
+#[test]
 fn r12_a_repeat_joins_the_update_under_way() {
     let mut head = Lone::new(1, chain(1, &[(1, Serving), (2, Serving)]));
     head.write(1, tag(1, 1), b"abc");

@@ -13,10 +13,11 @@ impl Replica {
         match &mut self.chain {
             Some(own) if chain.version < own.version => {}
             Some(own) if chain.version == own.version => {
-                if chain.in_use && !own.in_use {
+                if chain.in_use {
                     *own = chain;
-                    self.note_at = None;
-                    self.step_all(ctx);
+                    if self.note_at.take().is_some() {
+                        self.step_all(ctx);
+                    }
                 }
             }
             _ => self.adopt(ctx, chain),
@@ -82,6 +83,7 @@ impl Replica {
         self.ready = true;
         self.confirmed |= self.predecessor().is_none();
         if self.is_tail() {
+            self.ask_for_note(ctx);
             self.send_confirm(ctx);
             if self.successor_is_syncing() {
                 self.start_sync(ctx);

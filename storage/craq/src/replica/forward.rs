@@ -46,22 +46,23 @@ impl Replica {
 
     /// Everybody behind holds it: the tail decides (R6, R7), the others follow.
     fn commit_if_allowed(&mut self, ctx: &mut Ctx, chunk: ChunkId) {
-        let Some(chain) = &self.chain else { return };
         if self.is_tail() {
-            if !chain.in_use {
-                if self.note_at.is_none() {
-                    ctx.out.push(Output::NoteInUse(chain.version));
-                    self.note_at = Some(ctx.now + NOTE_AGAIN);
-                }
-                return;
-            }
-            if !self.confirmed {
+            self.ask_for_note(ctx);
+            if !self.in_use() || !self.confirmed {
                 return;
             }
         }
         if let Some(update) = self.active.get_mut(&chunk).and_then(|a| a.update_mut()) {
             update.phase = Phase::Committing;
             ctx.out.push(Output::Commit { chunk, version: update.result.version });
+        }
+    }
+
+    /// The tail asks that the chain version be noted as in use; nothing is committed or told before (R7).
+    pub(super) fn ask_for_note(&mut self, ctx: &mut Ctx) {
+        if !self.in_use() && self.note_at.is_none() {
+            ctx.out.push(Output::NoteInUse(self.chain_version()));
+            self.note_at = Some(ctx.now + NOTE_AGAIN);
         }
     }
 
@@ -96,6 +97,7 @@ impl Replica {
     }
 
     pub(super) fn on_forward_answer(&mut self, ctx: &mut Ctx, chunk: ChunkId, id: SendId, answer: Answer) {
+        let (syncing, mut in_use) = (self.successor_is_syncing(), false);
         let Some(update) = self.active.get_mut(&chunk).and_then(|a| a.update_mut()) else { return };
         if update.phase != Phase::Forwarding(id) {
             return;
@@ -108,6 +110,8 @@ impl Replica {
         match answer {
             Answer::Reply { status: Status::Ok, version, .. } if same(version, update.result.version) => {
                 update.phase = Phase::Acked;
+                // A serving successor says so only under a version in use.
+                in_use = !syncing;
             }
             Answer::Reply { status: Status::Corrupt, .. } => {
                 // The successor can't make the same content out of its own: once more, whole (R14).
@@ -122,6 +126,9 @@ impl Replica {
                 self.accuse(ctx, true);
             }
             Answer::Reply { .. } | Answer::Lost => update.retry_at = later,
+        }
+        if let Some(chain) = self.chain.as_mut().filter(|_| in_use) {
+            chain.in_use = true;
         }
         self.step(ctx, chunk);
     }
@@ -168,6 +175,7 @@ impl Replica {
         // Only a predecessor at this very chain version forwards (R6).
         self.confirm(ctx);
         let (chunk, role) = (forward.chunk, self.role);
+        let may_tell = role == Role::Syncing || self.in_use();
         let version = forward.result.version;
         let active = self.load(ctx, chunk);
         match &mut active.job {
@@ -192,7 +200,11 @@ impl Replica {
             == (forward.result.removed, forward.result.length, forward.result.checksum);
         let unordered = mutant!(r05_number_alone_identifies);
         if same(own.version, version) && (equal_bytes || unordered) {
-            ctx.reply(token, Status::Ok, version, own.length);
+            match may_tell {
+                true => ctx.reply(token, Status::Ok, version, own.length),
+                // Taken over while syncing: whether it counts as committed is decided with the note.
+                false => ctx.refuse(token, Status::Busy),
+            }
         } else if role == Role::Syncing || same(own.version, version) {
             match whole {
                 true => return self.install_forward(ctx, token, forward),

@@ -282,6 +282,9 @@ impl Replica {
         self.role == Role::Serving
             && self.chain.as_ref().and_then(Chain::tail).is_some_and(|t| t.target == self.identity.target)
     }
+    fn in_use(&self) -> bool {
+        self.chain.as_ref().is_some_and(|chain| chain.in_use)
+    }
     fn address_of(&self, target: TargetId) -> Option<Address> {
         let chain = self.chain.as_ref()?;
         let member = chain.member(target)?;

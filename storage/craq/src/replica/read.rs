@@ -22,7 +22,9 @@ impl Replica {
         if now >= self.lease {
             return Err(Status::NoLease);
         }
-        if self.is_tail() && !(self.confirmed && self.unsettled.is_empty()) {
+        // What a syncing target took over may never have been committed: it is shown only once nobody who
+        // lacks it can come back as lastsrv (R7).
+        if !self.in_use() || (self.is_tail() && !(self.confirmed && self.unsettled.is_empty())) {
             return Err(Status::Busy);
         }
         Ok(())

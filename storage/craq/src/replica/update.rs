@@ -2,7 +2,7 @@
 
 use super::active::{Active, Job, Phase, Update, Waiting};
 use super::{ACTIVE_MAX, Ctx, QUEUE_MAX, Replica, Role, WAITERS_MAX, payload_of};
-use crate::channels::Known;
+use crate::channels::{Ended, Known};
 use crate::io::{Address, Failure, Output, Payload, Token};
 use crate::state::{Change, Content, Pending};
 use ember_types::{ChunkId, ChunkVersion, Instant, Status, WriterRecord, WriterTag, mutant};
@@ -56,7 +56,11 @@ impl Replica {
             }
             // The record went when its channel moved on.
             (Known::Done, None) | (Known::Stale, _) => Some(Status::StaleSequence),
-            (Known::Refused(status), _) => Some(status),
+            (Known::Ended(ended), _) => {
+                ctx.reply(wanted.token, ended.status, ended.version, ended.length);
+                self.run_next(ctx, wanted.chunk);
+                return;
+            }
             (Known::Reused, _) => Some(Status::InvalidArgument),
             (Known::Full, _) => Some(Status::Busy),
             (Known::New, _) => crowded.then_some(Status::Busy),
@@ -127,8 +131,8 @@ impl Replica {
         let chunk = wanted.chunk;
         match self.plan(ctx, &wanted) {
             Err((status, version, length)) => {
-                if is_final(status) {
-                    self.channels.refuse(wanted.tag, status);
+                if status == Status::Ok || is_final(status) {
+                    self.channels.end_without(wanted.tag, Ended { status, version, length });
                 }
                 ctx.reply(wanted.token, status, version, length);
             }
