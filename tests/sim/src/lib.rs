@@ -25,7 +25,17 @@ pub use world::World;
 
 use runner::{Outcome, Settings};
 
-/// Runs the simulation of one seed.
+/// Runs the simulation of one seed: the chain on its own, then the whole cluster. The first property that does
+/// not hold ends it.
 pub fn simulate(seed: u64, settings: Settings) -> Outcome {
-    cluster::simulate(seed, settings)
+    let chain = chain::simulate(seed, settings);
+    if chain.failure.is_some() {
+        return chain;
+    }
+    let mut outcome = cluster::simulate(seed, settings);
+    outcome.hash ^= chain.hash.rotate_left(32);
+    for (name, count) in chain.counters {
+        *outcome.counters.entry(name).or_default() += count;
+    }
+    outcome
 }

@@ -2,8 +2,9 @@
 #![forbid(unsafe_code)]
 
 use clap::{ArgGroup, Parser};
+use ember_sim::runner::Simulation;
 use ember_sim::runner::{Outcome, Settings, catch_panics, run_seed, run_seeds};
-use ember_sim::simulate;
+use ember_sim::{chain, cluster, simulate};
 use ember_types::mutants;
 use std::process::ExitCode;
 
@@ -31,9 +32,31 @@ struct Args {
     /// Number of threads; one for each processor if not given.
     #[arg(long, value_name = "N", requires = "seeds")]
     threads: Option<usize>,
+    /// Run only a part of the simulation.
+    #[arg(long, value_enum)]
+    only: Option<Part>,
     /// Print every message, disk operation and answer of --seed to standard error.
     #[arg(long, requires = "seed")]
     trace: bool,
+}
+
+/// A part of the simulation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+enum Part {
+    /// The replica protocol and the chain state machine on their own.
+    Chain,
+    /// The whole cluster.
+    Cluster,
+}
+
+impl Part {
+    fn simulation(part: Option<Self>) -> Simulation {
+        match part {
+            None => simulate,
+            Some(Self::Chain) => chain::simulate,
+            Some(Self::Cluster) => cluster::simulate,
+        }
+    }
 }
 
 const PROGRAM: &str = "cargo run -p ember-sim --release --";
@@ -48,8 +71,8 @@ fn print_failure(outcome: &Outcome, settings: Settings) {
     println!("seed {}: replay it by: {}", outcome.seed, replay(outcome.seed, settings));
 }
 
-fn one(seed: u64, settings: Settings) -> ExitCode {
-    let outcome = run_seed(simulate, seed, settings);
+fn one(simulation: Simulation, seed: u64, settings: Settings) -> ExitCode {
+    let outcome = run_seed(simulation, seed, settings);
     if outcome.failure.is_some() {
         print_failure(&outcome, settings);
     }
@@ -61,13 +84,14 @@ fn many(args: &Args, count: u64, settings: Settings) -> ExitCode {
     let threads = args
         .threads
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
-    let batch = run_seeds(simulate, args.first, count, threads, settings);
+    let simulation = Part::simulation(args.only);
+    let batch = run_seeds(simulation, args.first, count, threads, settings);
     let Some(failed) = &batch.failed else {
         print!("{}", batch.totals.table());
         return ExitCode::SUCCESS;
     };
     if let Some(name) = settings.mutant {
-        let clean = run_seed(simulate, failed.seed, Settings { mutant: None, ..settings });
+        let clean = run_seed(simulation, failed.seed, Settings { mutant: None, ..settings });
         println!(
             "planted bug {name}: the seed {} without it",
             if clean.failure.is_some() { "fails too" } else { "passes" }
@@ -104,7 +128,7 @@ fn main() -> ExitCode {
             .init();
     }
     match (args.seed, args.seeds) {
-        (Some(seed), _) => one(seed, settings),
+        (Some(seed), _) => one(Part::simulation(args.only), seed, settings),
         (None, Some(count)) => many(&args, count, settings),
         (None, None) => ExitCode::from(2),
     }

@@ -32,6 +32,9 @@ pub struct Settings {
 /// A simulation: from a seed to what became of it.
 pub type Simulation = fn(u64, Settings) -> Outcome;
 
+/// A line of progress each so many seeds.
+const PROGRESS: u64 = 50;
+
 thread_local!(static PANIC: RefCell<Option<String>> = const { RefCell::new(None) });
 
 /// Keeps the text of panics of simulated code, instead of printing it.
@@ -93,7 +96,12 @@ pub fn run_seeds(
             let outcome = run_seed(simulation, seed, settings);
             let mut batch = batch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             match outcome.failure {
-                None => batch.totals.add(&outcome),
+                None => {
+                    batch.totals.add(&outcome);
+                    if batch.totals.seeds.is_multiple_of(PROGRESS) {
+                        eprintln!("{} seeds passed", batch.totals.seeds);
+                    }
+                }
                 Some(_) => {
                     stop.fetch_min(seed, Ordering::Relaxed);
                     if batch.failed.as_ref().is_none_or(|own| own.seed > seed) {

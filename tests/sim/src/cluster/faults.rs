@@ -100,6 +100,8 @@ pub struct Nemesis {
     weights: Weights,
     /// The one node whose data may be destroyed.
     victim: ProcessId,
+    /// The victim's disks fail.
+    erring: Cell<bool>,
     /// No more faults: those that wait for their time undo nothing new.
     over: Cell<bool>,
 }
@@ -119,6 +121,7 @@ impl Nemesis {
             rng: RefCell::new(rng),
             weights,
             victim,
+            erring: Cell::new(false),
             over: Cell::new(false),
         })
     }
@@ -332,9 +335,19 @@ impl Nemesis {
                 let config = DiskConfig { error_ppm: self.draw(1_000, 100_000), ..DiskConfig::default() };
                 self.set_disks(victim, config);
                 let time = self.draw(100, 2_000) * MS;
-                self.later(time, move |own| own.set_disks(victim, DiskConfig::default()));
+                // A target that could not write stays out until its node is started again, with a disk that works.
+                self.erring.set(true);
+                self.later(time, move |own| own.repair_disks());
                 Some("disk error")
             }
+        }
+    }
+
+    fn repair_disks(&self) {
+        if self.erring.replace(false) {
+            self.set_disks(self.victim, DiskConfig::default());
+            self.world.kill(self.victim, Crash::Kill);
+            self.world.start(self.victim);
         }
     }
 
@@ -374,6 +387,7 @@ impl Nemesis {
         self.world.set_net(NetConfig::default());
         self.world.heal_all();
         self.cast.kv.faults.set_unknown_ppm(0);
+        self.repair_disks();
         for process in self.cast.everybody() {
             self.set_disks(process, DiskConfig::default());
             self.world.resume(process);
