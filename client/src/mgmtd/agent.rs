@@ -1,7 +1,7 @@
 //! What a node does to be part of the cluster: registers, sends heartbeats, holds a lease.
 
 use super::{Mgmtd, RoutingCache};
-use ember_rt::select::select;
+use ember_rt::select::{Either, select};
 use ember_rt::sync::Notify;
 use ember_rt::{Rt, watch};
 use ember_types::{BootId, Chain, Instant, NodeId, NodeKind, Status, mutant};
@@ -106,7 +106,7 @@ struct Agent {
 }
 
 impl NodeAgent {
-    /// Registers and sends heartbeats until `shutdown` turns true.
+    /// Registers and sends heartbeats until `shutdown` turns true or its sender is gone.
     pub fn start(
         rt: &Rt,
         routing: RoutingCache,
@@ -159,7 +159,9 @@ impl NodeAgent {
             let wants_lease = agent.withheld.get() || !agent.lease.valid(agent.rt.now());
             let next = if alive && wants_lease { begun + PAUSE } else { begun + period };
             let pause = select(agent.rt.sleep_until(next), agent.nudge.notified());
-            select(shutdown.changed(), pause).await;
+            if let Either::Left(Err(_)) = select(shutdown.changed(), pause).await {
+                break;
+            }
         }
     }
 }
