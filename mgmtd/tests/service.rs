@@ -1,4 +1,5 @@
-//! Whole servers over a store in memory: election, registration, chains, sessions, with the client's own side.
+//! Whole servers over a store in memory: election, registration, chains, sessions, with the client's own
+//! side.
 
 mod common;
 
@@ -45,7 +46,8 @@ fn servers() -> Vec<Addr> {
     vec![addr(1), addr(2)]
 }
 
-/// Starts a mgmtd; it ends when the sender is told so. Dropping what it needs to be graceful stands for a crash.
+/// Starts a mgmtd; it ends when the sender is told so. Dropping what it needs to be graceful stands for a
+/// crash.
 fn mgmtd(rt: &Rt, kv: &Arc<dyn Kv>, id: u32) -> watch::Sender<bool> {
     let (shutdown, receiver) = watch::channel(false);
     let config = Config { listen: vec![addr(id).to_string()], ..Config::default() };

@@ -154,8 +154,8 @@ impl NodeAgent {
             let alive =
                 if agent.registered.get() { agent.beat(&*state).await } else { agent.register().await };
             let period = if alive { Duration::from(agent.timing.get().heartbeat_ms) } else { PAUSE };
-            // A node that has just registered has no lease yet, and one whose lease is withheld confirms what it
-            // was told: the next heartbeat follows at once.
+            // Without a lease, after registration or while it is withheld until the node has confirmed what it
+            // was told, the next heartbeat follows at once.
             let wants_lease = agent.withheld.get() || !agent.lease.valid(agent.rt.now());
             let next = if alive && wants_lease { begun + PAUSE } else { begun + period };
             let pause = select(agent.rt.sleep_until(next), agent.nudge.notified());

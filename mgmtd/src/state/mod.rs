@@ -173,8 +173,8 @@ impl State {
         })
     }
 
-    /// Whether `target`'s node says that it has stopped: on mgmtd's order under the chain's present version, or
-    /// because its disk failed.
+    /// Whether `target`'s node says that it has stopped: on mgmtd's order under the chain's present
+    /// version, or because its disk failed.
     fn has_stopped(&self, chain: &Chain, target: TargetId) -> bool {
         let Some(report) = self.report(target) else { return false };
         let failed = report.state == LocalState::Offline && !self.young.contains_key(&target);
