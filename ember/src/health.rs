@@ -24,6 +24,17 @@ pub(crate) enum Level {
     Err,
 }
 
+impl std::fmt::Display for Level {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Ok => "OK",
+            Self::Note => "NOTE",
+            Self::Warn => "WARN",
+            Self::Err => "ERR",
+        })
+    }
+}
+
 impl Level {
     /// Notes don't change the health.
     pub(crate) fn at_least_ok(self) -> Self {
@@ -46,6 +57,8 @@ pub(crate) struct Local {
     pub(crate) supervisor: bool,
     /// Daemons that run.
     pub(crate) running: usize,
+    /// Storage processes that should run and don't.
+    pub(crate) stopped: Vec<String>,
     /// Mount points that should work and don't.
     pub(crate) dead_mounts: Vec<String>,
     /// Data directory.
@@ -178,6 +191,13 @@ fn supervision(local: &Local) -> Vec<Check> {
         let remedy = format!("`ember up --data {}` starts one", local.data);
         checks.push(check("supervisor", Level::Warn, "no supervisor restarts what dies", remedy));
     }
+    for process in &local.stopped {
+        let remedy = format!(
+            "a supervisor starts it again after 5 s, unless told not to; `ember up --data {}` does at once",
+            local.data
+        );
+        checks.push(check("processes", Level::Warn, format!("{process} is not running"), remedy));
+    }
     for point in &local.dead_mounts {
         let remedy = format!("`ember up --data {} --mount {point}` mounts it again", local.data);
         checks.push(check("mounts", Level::Err, format!("{point} doesn't answer"), remedy));
@@ -218,7 +238,8 @@ mod tests {
 
     #[test]
     fn a_stopped_cluster_says_how_to_start_it() {
-        let local = Local { supervisor: false, running: 0, dead_mounts: vec![], data: "/d".into() };
+        let local =
+            Local { supervisor: false, running: 0, stopped: vec![], dead_mounts: vec![], data: "/d".into() };
         let checks = unreachable("refused", &local);
         assert_eq!(checks[0].level, Level::Err);
         assert!(checks[0].remedy.contains("ember up --data /d"));

@@ -7,10 +7,16 @@ use crate::process;
 use crate::report::line;
 use crate::usage::{self, Failure};
 use anyhow::{Context, Result};
+use ember_kv::Kv;
 use ember_kv::local::{LocalKv, LocalOptions};
+use ember_meta_store::Space;
+use ember_types::ClusterId;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
+
+/// Ids skipped by an import: more than a cluster makes between two exports.
+const IDS_SKIPPED: u64 = 1 << 32;
 
 fn require_stopped(dir: &DataDir) -> Result<()> {
     if process::find(dir, &Daemon::Control).is_some_and(process::is_alive) {
@@ -54,9 +60,14 @@ pub(crate) fn import(dir: &DataDir, file: Option<&Path>) -> Result<u8> {
             cluster.cluster
         )));
     }
-    let kv = dir.kv();
+    let (kv, fresh) = (dir.kv(), dir.kv().with_file_name("kv.new"));
+    if fresh.exists() {
+        std::fs::remove_dir_all(&fresh).with_context(|| format!("removing {}", fresh.display()))?;
+    }
+    LocalKv::import(&fresh, LocalOptions::new(cluster.cluster), &mut open()?, &file)?;
+    skip_ids(&fresh, cluster.cluster)?;
     let aside = set_aside(&kv)?;
-    LocalKv::import(&kv, LocalOptions::new(cluster.cluster), &mut open()?, &file)?;
+    std::fs::rename(&fresh, &kv).with_context(|| format!("renaming {}", fresh.display()))?;
     line(&format!("{} keys imported from {}", summary.pairs, file.display()));
     if let Some(aside) = aside {
         line(&format!("the old store is kept in {}", aside.display()));
@@ -73,4 +84,19 @@ fn set_aside(kv: &Path) -> Result<Option<PathBuf>> {
     let aside = free.context("too many old stores: remove some")?;
     std::fs::rename(kv, &aside).with_context(|| format!("renaming {}", kv.display()))?;
     Ok(Some(aside))
+}
+
+/// An export is older than what storage holds: ids that were handed out since then, and forgotten by the import,
+/// must not be handed out again (R3).
+fn skip_ids(path: &Path, cluster: ClusterId) -> Result<()> {
+    let kv = LocalKv::open(path, LocalOptions::new(cluster))?;
+    let store = kv.clone();
+    ember_rt_uring::run_reactor(&ember_rt_uring::Options::default(), |_| async move {
+        let mut tx = store.begin();
+        Space::new(&mut *tx).reserve_ids(IDS_SKIPPED).await?;
+        tx.commit().await?;
+        anyhow::Ok(())
+    })??;
+    kv.close()?;
+    Ok(())
 }

@@ -134,7 +134,7 @@ pub(crate) async fn one_line(rt: &Rt, dir: &DataDir) -> String {
             let alive = report.nodes.iter().filter(|n| n.alive && n.role == NodeKind::Storage).count();
             let worst = report.checks.iter().find(|c| c.level == report.health && c.level >= Level::Warn);
             format!(
-                "{:?}  {alive} storage nodes, {} chains, {} free  {}",
+                "{}  {alive} storage nodes, {} chains, {} free  {}",
                 report.health,
                 report.chains.len(),
                 bytes(report.capacity.free_bytes),
@@ -152,6 +152,7 @@ fn gather(dir: &DataDir, cluster: &Cluster, status: Result<ClusterStatus>) -> Re
     let local = Local {
         supervisor: supervisor_pid.is_some(),
         running: wanted.daemons().iter().filter(|d| process::find(dir, d).is_some()).count(),
+        stopped: stopped(dir, &wanted),
         dead_mounts: mounts.iter().filter(|m| !m.answers).map(|m| m.point.clone()).collect(),
         data: dir.root().display().to_string(),
     };
@@ -186,6 +187,13 @@ fn gather(dir: &DataDir, cluster: &Cluster, status: Result<ClusterStatus>) -> Re
         }));
     }
     Ok(report)
+}
+
+/// Storage processes that should run and don't: seen here before mgmtd misses their heartbeats.
+fn stopped(dir: &DataDir, wanted: &Wanted) -> Vec<String> {
+    let storage = wanted.daemons().into_iter().filter(|daemon| matches!(daemon, Daemon::Storage(_)));
+    let dead = storage.filter(|daemon| !process::find(dir, daemon).is_some_and(process::is_alive));
+    dead.map(|daemon| daemon.title()).collect()
 }
 
 fn mount_row(dir: &DataDir, point: &std::path::Path) -> MountRow {
@@ -244,10 +252,10 @@ fn capacity(targets: &[TargetStatus], replicas: u32) -> Capacity {
 }
 
 fn print(report: &Report) {
-    line(&format!("health   {:?}", report.health));
+    line(&format!("health   {}", report.health));
     line(&format!("cluster  {}", report.cluster));
     for check in &report.checks {
-        line(&format!("  {:<4} {}: {}", format!("{:?}", check.level), check.name, check.text));
+        line(&format!("  {:<4} {}: {}", check.level, check.name, check.text));
         if !check.remedy.is_empty() {
             line(&format!("       {}", check.remedy));
         }

@@ -5,6 +5,7 @@ use crate::commands::{down, wait};
 use crate::paths::DataDir;
 use crate::process;
 use crate::report::line;
+use crate::settings::Settings;
 use crate::usage::{self, Failure};
 use crate::wanted::{Wanted, supervisor};
 use anyhow::{Context, Result};
@@ -41,6 +42,8 @@ pub(crate) fn run(options: &Options) -> Result<u8> {
     if let Some(cluster) = &existing {
         check_against(cluster, options)?;
     }
+    // Here and not in each daemon's log.
+    Settings::load(dir).map_err(|error| Failure::refused(format!("{error:#}")))?;
     let before = supervisor(dir)?;
     let point = options.mount.as_deref().map(|point| mount_point(dir, point)).transpose()?;
     let cluster = match existing {

@@ -17,6 +17,10 @@ use std::time::Duration;
 
 /// How long a start may take: recovery of large stores included.
 const READY_LIMIT: Duration = Duration::from_secs(300);
+/// How long the supervisor may take to show up.
+const SUPERVISOR_LIMIT: Duration = Duration::from_secs(15);
+/// How long replicas may take to join once all data are served; nobody needs to wait longer for them.
+const REPLICAS_LIMIT: Duration = Duration::from_secs(5);
 /// Pause between looks.
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long a mount may take to answer one look.
@@ -33,11 +37,13 @@ pub(crate) fn ready(dir: &DataDir, cluster: &Cluster, round: u64) -> Result<()> 
 
 async fn wait(rt: Rt, dir: DataDir, cluster: Cluster, round: u64) -> Result<()> {
     let client = AdminClient::new(&rt, &dir, &cluster)?;
-    let limit = rt.now() + READY_LIMIT;
+    let begun = rt.now();
+    let limit = begun + READY_LIMIT;
+    let mut served = None;
     let mut supervised = false;
     loop {
         let running = supervisor(&dir)?.is_some();
-        if supervised && !running {
+        if !running && (supervised || rt.now() > begun + SUPERVISOR_LIMIT) {
             let log = process::log_tail(&dir.logs().join("supervisor.log"), 5);
             return Err(Failure::refused(format!("the supervisor ended:\n{log}")));
         }
@@ -47,7 +53,14 @@ async fn wait(rt: Rt, dir: DataDir, cluster: Cluster, round: u64) -> Result<()> 
             refuse_ended(&dir, &state)?;
         }
         let missing = missing(&client, &dir, &cluster, state.round >= round).await?;
-        let Some(missing) = missing else { return Ok(()) };
+        let missing = match missing {
+            Some(missing) => missing,
+            None if thin(&client).await => "all replicas".into(),
+            None => return Ok(()),
+        };
+        if missing == "all replicas" && rt.now() > *served.get_or_insert(rt.now()) + REPLICAS_LIMIT {
+            return Ok(());
+        }
         progress(&format!("waiting for {missing}"));
         if rt.now() > limit {
             return Err(Failure::refused(format!(
@@ -100,6 +113,13 @@ async fn missing(
         }
     }
     Ok(None)
+}
+
+/// Whether some chain has replicas that don't serve yet, though their nodes are there.
+async fn thin(client: &AdminClient) -> bool {
+    let Ok(status) = client.status(Duration::from_secs(1)).await else { return false };
+    let thin = |chain: &ember_types::Chain| chain.serving().count() < chain.targets.len();
+    status.chains.iter().any(thin)
 }
 
 /// Whether a mount point is served by a live daemon that answers.
