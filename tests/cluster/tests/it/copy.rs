@@ -17,7 +17,7 @@ fn a_copied_tree_survives_the_stop_of_each_pair() -> Result<()> {
     let Some(cluster) = cluster("copy")? else { return Ok(()) };
     cluster.up(&["--no-restart"])?;
     let (source, copy) = (cluster.root().join("source"), cluster.mount().join("tree"));
-    tree::generate(&source, 2500, 40 << 20, 1)?;
+    tree::generate(&source, 900, 30 << 20, 1)?;
     eprintln!("{}", tree::census(&source)?);
     tree::copy(&source, &copy)?;
     cluster.remount()?;
@@ -46,7 +46,7 @@ fn a_copy_goes_on_when_a_storage_process_is_killed() -> Result<()> {
     cluster.up(&[])?;
     cluster.wait_health("OK", SOON)?;
     let (source, copy) = (cluster.root().join("source"), cluster.mount().join("tree"));
-    tree::generate(&source, 2500, 60 << 20, 2)?;
+    tree::generate(&source, 1200, 40 << 20, 2)?;
     let (from, to) = (source.clone(), copy.clone());
     let copying = std::thread::spawn(move || tree::copy(&from, &to));
     std::thread::sleep(Duration::from_millis(1500));

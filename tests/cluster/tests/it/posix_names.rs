@@ -207,7 +207,7 @@ fn permissions(dir: &Path) -> Result<()> {
         "echo x > $D/new",
         "rm -f $D/public",
         "chmod 777 $D/public",
-        "chown 4321 $D/open/mine",
+        "chown 4322 $D/open/mine",
         "mv $D/public $D/open/",
         "ln $D/secret $D/open/link",
     ];
