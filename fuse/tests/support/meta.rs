@@ -329,22 +329,24 @@ impl Meta {
             Operation::ReadDirectory { inode, after, limit, attributes } => {
                 self.list(inode, after, limit, attributes)
             }
-            Operation::StatFs => Ok(Answer::Totals(Totals {
-                bytes_total: 1 << 40,
-                bytes_free: 1 << 39,
-                inodes: self.inodes.len() as u64,
-            })),
-            Operation::Renew { opens, .. } => Ok(Answer::Renewed {
-                opens: opens
-                    .into_iter()
-                    .map(|(inode, session)| {
-                        let capability = Some(Capability::NONE);
-                        RenewedOpen { inode, session, status: Status::Ok, capability }
-                    })
-                    .collect(),
-                cluster_time: ClusterTime(1),
-                capability_ms: Millis(60_000),
-            }),
+            Operation::StatFs => Ok(totals(self.inodes.len() as u64)),
+            Operation::Renew { opens, .. } => Ok(renewed(opens)),
         }
+    }
+}
+
+fn totals(inodes: u64) -> Answer {
+    Answer::Totals(Totals { bytes_total: 1 << 40, bytes_free: 1 << 39, inodes })
+}
+
+fn renewed(opens: Vec<(InodeId, SessionId)>) -> Answer {
+    let renew = |(inode, session)| {
+        let capability = Some(Capability::NONE);
+        RenewedOpen { inode, session, status: Status::Ok, capability }
+    };
+    Answer::Renewed {
+        opens: opens.into_iter().map(renew).collect(),
+        cluster_time: ClusterTime(1),
+        capability_ms: Millis(60_000),
     }
 }

@@ -146,13 +146,7 @@ impl MemFs {
             },
             Op::Getattr(_) => Reply::attr(&AttrOut::new(attr(&nodes, id), TTL)),
             Op::Setattr(args) => {
-                let node = nodes.get_mut(&id).ok_or(Errno::STALE)?;
-                if args.valid & fattr::SIZE != 0 {
-                    node.data.resize(args.size as usize, 0);
-                }
-                if args.valid & fattr::MODE != 0 {
-                    node.mode = args.mode;
-                }
+                set(nodes.get_mut(&id).ok_or(Errno::STALE)?, args);
                 Reply::attr(&AttrOut::new(attr(&nodes, id), TTL))
             }
             Op::Mkdir { args, name } => Reply::entry(&make(&mut nodes, name, node(S_IFDIR | args.mode))?),
@@ -184,13 +178,7 @@ impl MemFs {
                 Reply::ok()
             }
             Op::Lseek(args) => Reply::lseek(args.offset),
-            Op::Statfs => Reply::statfs(&Kstatfs {
-                blocks: 77,
-                bsize: 4096,
-                frsize: 4096,
-                namelen: 255,
-                ..Kstatfs::default()
-            }),
+            Op::Statfs => Reply::statfs(&statfs()),
             Op::Release(_) | Op::Releasedir(_) | Op::Flush(_) | Op::Fsync(_) => Reply::ok(),
             _ => Reply::error(Errno::NOSYS),
         })
@@ -308,4 +296,17 @@ fn attr(nodes: &BTreeMap<u64, Node>, id: u64) -> Attr {
 
 fn entry(nodes: &BTreeMap<u64, Node>, id: u64) -> EntryOut {
     EntryOut::new(0, attr(nodes, id), TTL, TTL)
+}
+
+fn set(node: &mut Node, args: &SetattrIn) {
+    if args.valid & fattr::SIZE != 0 {
+        node.data.resize(args.size as usize, 0);
+    }
+    if args.valid & fattr::MODE != 0 {
+        node.mode = args.mode;
+    }
+}
+
+fn statfs() -> Kstatfs {
+    Kstatfs { blocks: 77, bsize: 4096, frsize: 4096, namelen: 255, ..Kstatfs::default() }
 }
