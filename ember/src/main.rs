@@ -112,6 +112,14 @@ enum Command {
         #[arg(long)]
         node: u32,
     },
+    /// Measure the native client on one file.
+    #[command(hide = true)]
+    Bench {
+        #[command(flatten)]
+        data: Data,
+        #[command(flatten)]
+        args: commands::bench::BenchArgs,
+    },
     /// Keep the daemons of this machine running, until SIGTERM.
     #[command(hide = true)]
     Supervise {
@@ -243,6 +251,7 @@ fn run(command: Command) -> anyhow::Result<u8> {
         }
         Command::Control { data } => daemons::control::run(&data.dir()?),
         Command::Storage { data, node } => daemons::storage::run(&data.dir()?, node),
+        Command::Bench { data, args } => commands::bench::run(&data.dir()?, &args),
         Command::Supervise { data } => daemons::supervise(&data.dir()?),
     }
 }

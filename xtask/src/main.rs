@@ -5,7 +5,9 @@
 #![forbid(unsafe_code)]
 
 mod arrows;
+mod faults;
 mod lengths;
+mod perf;
 mod process;
 mod suite;
 mod tidy;
@@ -37,6 +39,10 @@ enum Task {
         #[arg(long, default_value_t = 1000)]
         seeds: u64,
     },
+    /// Kills processes of a real cluster and checks what users see of it.
+    Faults(faults::FaultArgs),
+    /// Measures the mount and the native client against fio on the same disk.
+    Perf(perf::PerfArgs),
 }
 
 fn main() -> ExitCode {
@@ -54,5 +60,7 @@ fn run(task: Task) -> Result<()> {
         Task::Tidy => tidy::run(),
         Task::Test { fail_fast } => suite::run(fail_fast),
         Task::Mutants { seeds } => suite::mutants(seeds),
+        Task::Faults(args) => faults::run(&args),
+        Task::Perf(args) => perf::run(&args),
     }
 }

@@ -1,5 +1,6 @@
 //! Commands of people.
 
+pub(crate) mod bench;
 pub(crate) mod config;
 pub(crate) mod down;
 pub(crate) mod meta;
