@@ -336,10 +336,10 @@ impl Replica {
         if before.is_none() || from.is_some_and(|from| before != Some(from)) {
             return Err(Status::StaleRouting);
         }
-        if epoch < self.seen_epoch {
+        if epoch < self.seen_epoch && !mutant!(r05_number_alone_identifies) {
             return Err(Status::Busy);
         }
-        self.seen_epoch = epoch;
+        self.seen_epoch = self.seen_epoch.max(epoch);
         Ok(())
     }
 

@@ -95,10 +95,11 @@ impl Replica {
             page.remote.iter().filter(within).map(|s| (s.chunk, *s)).collect();
         let local: BTreeMap<ChunkId, Summary> =
             page.local.iter().filter(within).map(|s| (s.chunk, *s)).collect();
-        let differs = |s: &&Summary| {
-            let other = remote.get(&s.chunk);
-            // A commit that was on its way to the store when the chain changed is forwarded to nobody any more.
-            s.pending || other.is_none_or(|other| other.content != s.content || other.pending)
+        let differs = |s: &&Summary| match remote.get(&s.chunk) {
+            Some(other) if mutant!(r05_number_alone_identifies) => {
+                other.content.version.number != s.content.version.number
+            }
+            other => other.is_none_or(|other| other.content != s.content || other.pending),
         };
         let mut nominated: Vec<ChunkId> = local.values().filter(differs).map(|s| s.chunk).collect();
         let missing: Vec<ChunkId> =
@@ -106,22 +107,20 @@ impl Replica {
         source.done += (local.len() - nominated.len()) as u64;
         source.total = page.total;
         (source.cursor, source.exhausted) = (bound, bound.is_none());
-        if mutant!(r11_resync_acts_on_listing) {
-            return self.remove_listed(ctx, missing, nominated);
-        }
         nominated.extend(missing);
         nominated.sort_unstable();
+        if mutant!(r11_resync_acts_on_listing) {
+            return self.act_on_listing(ctx, nominated);
+        }
         source.nominated.extend(nominated);
         self.drive_sync(ctx);
     }
 
-    /// The planted bug of R11: the listing decides.
-    fn remove_listed(&mut self, ctx: &mut Ctx, missing: Vec<ChunkId>, differing: Vec<ChunkId>) {
-        for chunk in missing {
-            self.send_state(ctx, Purpose::SyncLoose, chunk, Content::default(), Vec::new());
-        }
-        if let Some(source) = &mut self.sync {
-            source.nominated.extend(differing);
+    /// The planted bug of R11: the listing decides, and what it says is sent past the updates under way.
+    fn act_on_listing(&mut self, ctx: &mut Ctx, chunks: Vec<ChunkId>) {
+        for chunk in chunks {
+            let state = ctx.view.chunk(chunk);
+            self.send_state(ctx, Purpose::SyncLoose, chunk, state.committed, state.writers);
         }
         self.drive_sync(ctx);
     }
