@@ -7,10 +7,7 @@ pub const COMPILED: bool = cfg!(feature = "mutants");
 /// Every planted bug: name, and what it breaks. The name starts with the rule of the protocol it violates.
 /// A name that no code uses is a defect: the simulator's own tests check that each one is found.
 pub const ALL: &[(&str, &str)] = &[
-    (
-        "r01_renewal_without_versions",
-        "a heartbeat renews the lease of a node that has not confirmed the chain change",
-    ),
+    ("r01_taken_out_under_lease", "a silent node's targets are taken out before its lease has run out"),
     ("r02_version_from_kv_only", "mgmtd ignores a chain version above its own that a target reports"),
     ("r04_drop_pending_on_change", "a serving replica drops its pending versions at a chain change"),
     ("r05_number_alone_identifies", "equal version numbers count as equal content"),

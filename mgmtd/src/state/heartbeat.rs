@@ -136,11 +136,6 @@ impl State {
         }
         self.fill_orders(id, known, now, &mut answer);
         answer.granted = newest && self.may_grant(id, now);
-        if mutant!(r01_renewal_without_versions) {
-            answer.granted = newest;
-            answer.orders.clear();
-            answer.chains.clear();
-        }
         if answer.granted {
             let first = self.nodes.get_mut(&id).is_some_and(|node| node.granted.replace(now).is_none());
             if first {

@@ -18,6 +18,7 @@ use ember_chain::{Accusation, Observation, Report};
 use ember_types::routing::TableKey;
 use ember_types::{
     Chain, ChainId, ChainTable, Instant, LocalState, NodeId, NodeKind, PublicState, TargetId, TargetInfo,
+    mutant,
 };
 use ember_wire::mgmtd::{SyncProgress, TargetReport, UnresponsiveRequest};
 use gray::Gray;
@@ -160,7 +161,7 @@ impl State {
         let report = node.reports.get(&target);
         Some(Observation {
             alive: node.alive(now, &self.config),
-            may_serve: node.may_hold_lease(now, &self.config) && !self.has_stopped(chain, target),
+            may_serve: self.may_hold_lease(node, now) && !self.has_stopped(chain, target),
             report: report.map(|r| Report {
                 generation: r.generation,
                 local: r.state,
@@ -171,6 +172,12 @@ impl State {
             shunned: self.gray.is_shunned(target, now),
             stalled: self.gray.is_stalled(chain, target, now),
         })
+    }
+
+    fn may_hold_lease(&self, node: &Node, now: Instant) -> bool {
+        let missed = Duration::from_millis(3 * self.config.heartbeat_ms);
+        let silent = node.heard.is_none_or(|heard| now.since(heard) > missed);
+        node.may_hold_lease(now, &self.config) && !(mutant!(r01_taken_out_under_lease) && silent)
     }
 
     /// Whether `target`'s node says that it has stopped: on mgmtd's order under the chain's present

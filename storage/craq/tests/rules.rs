@@ -353,6 +353,30 @@ fn r11_sync_done_is_void_after_a_chain_change() {
 }
 
 #[test]
+fn r11_a_sync_is_not_done_before_the_target_holds_the_pending_versions_of_before() {
+    let mut source = Lone::new(1, chain(1, &[(1, Serving), (2, Serving)]));
+    source.write(1, tag(1, 1), b"abc");
+    source.feed(Input::Chain(chain(2, &[(1, Serving), (2, Syncing)])));
+    let (forward, ..) = source.sent();
+    let page = source.out.iter().find_map(|o| match o {
+        Output::FetchPage { id, .. } => Some(*id),
+        _ => None,
+    });
+    source.feed(Input::Page { id: page.expect("a page is fetched"), page: Some(Page::default()) });
+    source.answer(forward, Status::NoSpace, ChunkVersion::NONE);
+    source.feed(Input::Tick);
+    let is_done =
+        |o: &Output| matches!(o, Output::Send { message: Message::Sync { item: SyncItem::Done, .. }, .. });
+    assert!(!source.wrote(is_done));
+    source.now = source.now + Duration::from_millis(100);
+    source.feed(Input::Tick);
+    let (forward, ..) = source.sent();
+    source.answer(forward, Status::Ok, version(1, 1));
+    source.feed(Input::Tick);
+    assert!(source.wrote(is_done));
+}
+
+#[test]
 fn r12_a_repeat_is_answered_and_never_done_again() {
     let mut one = Lone::new(1, chain(1, &[(1, Serving)]));
     one.write(1, tag(1, 1), b"abc");

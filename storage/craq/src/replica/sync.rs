@@ -58,6 +58,10 @@ impl Replica {
             if waits || source.retry_at.is_some_and(|at| at > ctx.now) {
                 return;
             }
+            // A version of before may have been acknowledged once: the target must hold it before it can serve.
+            if source.exhausted && !self.unsettled.is_empty() {
+                return;
+            }
             source.retry_at = None;
             let (exhausted, after) = (source.exhausted, source.cursor);
             let id = self.new_send(if exhausted { Purpose::SyncDone } else { Purpose::Page });

@@ -389,6 +389,9 @@ impl Sim {
             _ => Some(Vec::new()),
         };
         let Some(bytes) = bytes else {
+            if matches!(message, Message::Sync { .. }) {
+                return self.input(target, boot, Input::Answered { id, answer: Answer::Lost });
+            }
             self.fail("a replica sends what it holds", &format!("target {target}: {message:?}"));
             return;
         };

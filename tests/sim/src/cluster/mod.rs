@@ -1,5 +1,6 @@
 //! A whole cluster in a world, its faults, its clients, and what must hold.
 
+pub mod acts;
 pub mod build;
 pub mod faults;
 pub mod history;
@@ -95,7 +96,11 @@ fn run(world: &World) {
     }
     nemesis.heal();
     world.run_until(world.now_ns() + 3 * S);
-    run.finish();
+    if run.everything_serves() {
+        run.stage.think_max_ns.set(60 * MS);
+        acts::play(world, &run.cast, &mut rng);
+        run.finish();
+    }
 }
 
 fn build(world: &World, plan: Plan) -> Run {
@@ -190,6 +195,20 @@ async fn hot_file(client: &Client, number: u32) -> Result<HotFile, ClientError> 
 }
 
 impl Run {
+    /// Waits until every target serves; whether it came to that.
+    fn everything_serves(&self) -> bool {
+        let world = &self.world;
+        let deadline = world.now_ns() + HEAL_NS;
+        while world.failure().is_none() && !(self.cast.all_serve)() {
+            if world.now_ns() > deadline {
+                let text = verify::not_serving(&self.inspector.routing.view());
+                world.fail("every target that stays up becomes serving again", &text);
+            }
+            world.run_until(world.now_ns() + S / 4);
+        }
+        world.failure().is_none()
+    }
+
     /// Faults are over: everything comes back, and what is found must be what was acknowledged.
     fn finish(&self) {
         let world = &self.world;
@@ -198,13 +217,8 @@ impl Run {
         for &client in &self.cast.clients {
             world.kill(client, crate::process::Crash::Kill);
         }
-        let deadline = world.now_ns() + HEAL_NS;
-        while world.failure().is_none() && !(self.cast.all_serve)() {
-            if world.now_ns() > deadline {
-                let text = verify::not_serving(&self.inspector.routing.view());
-                return world.fail("every target that stays up becomes serving again", &text);
-            }
-            world.run_until(world.now_ns() + S / 2);
+        if !self.everything_serves() {
+            return;
         }
         let (inspector, own) = (self.inspector.clone(), world.clone());
         let (rt, plan, stage, ledger) = (self.rt.clone(), self.plan, self.stage.clone(), self.ledger.clone());

@@ -62,7 +62,7 @@ pub struct Stage {
     /// Signs capabilities for operations that no file handle allows.
     pub key: CapabilityKey,
     /// Longest pause between two operations of a worker, in nanoseconds.
-    pub think_max_ns: u64,
+    pub think_max_ns: Cell<u64>,
     known: RefCell<BTreeMap<u32, Known>>,
 }
 
@@ -91,7 +91,7 @@ impl Stage {
             setup: RefCell::default(),
             stop: Cell::new(false),
             key: CapabilityKey::new(secret),
-            think_max_ns,
+            think_max_ns: Cell::new(think_max_ns),
             known: RefCell::default(),
         }
     }
@@ -99,7 +99,7 @@ impl Stage {
 
 /// Waits a random while; `false` when the run is over.
 pub(super) async fn think(rt: &Rt, stage: &Stage, rng: &RefCell<SplitMix64>) -> bool {
-    let pause = between(&mut rng.borrow_mut(), 1_000_000, stage.think_max_ns);
+    let pause = between(&mut rng.borrow_mut(), 1_000_000, stage.think_max_ns.get());
     rt.sleep(Duration::from_nanos(pause)).await;
     !stage.stop.get()
 }
