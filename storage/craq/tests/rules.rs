@@ -3,196 +3,17 @@
 mod support;
 
 use ember_craq::{
-    Address, Answer, Change, Content, Failure, Forward, Identity, Input, Message, Output, Page, Payload,
-    Replica, SendId, SyncItem, Token,
+    Address, Answer, Change, Content, Failure, Forward, Input, Message, Output, Page, Payload, Replica,
+    SyncItem,
 };
 use ember_types::checksum::crc32c;
 use ember_types::{
-    Chain, ChainId, ChainTarget, ChainVersion, ChannelId, ChunkId, ChunkVersion, ClientId, DataId,
-    Generation, Instant, PublicState, Sequence, Status, TargetId, WriterTag,
+    ChainId, ChainVersion, ChunkVersion, ClientId, Generation, LocalState, PublicState, Status, TargetId,
 };
 use std::time::Duration;
-use support::store::{Done, Store};
+use support::lone::{CHUNK, LATER, Lone, chain, tag, version};
 
 use PublicState::{Offline, Serving, Syncing};
-
-const CHUNK: ChunkId = ChunkId::new(DataId(1), 0);
-const LATER: Instant = Instant(u64::MAX);
-
-/// A replica whose store answers at once, unless it is held.
-struct Lone {
-    replica: Replica,
-    store: Store,
-    me: u64,
-    now: Instant,
-    /// The store's operations wait for [`Lone::release`].
-    hold: bool,
-    held: Vec<Output>,
-    out: Vec<Output>,
-    bytes: Vec<u8>,
-}
-
-fn chain(version: u64, members: &[(u64, PublicState)]) -> Chain {
-    let targets: Vec<ChainTarget> = members
-        .iter()
-        .map(|&(id, state)| ChainTarget { target: TargetId(id), generation: Generation(1), state })
-        .collect();
-    Chain {
-        id: ChainId(1),
-        version: ChainVersion(version),
-        in_use_members: targets.clone(),
-        targets,
-        in_use: true,
-        last_in_use: ChainVersion(version),
-    }
-}
-
-fn tag(client: u128, sequence: u64) -> WriterTag {
-    WriterTag { client: ClientId::from_u128(client), channel: ChannelId(1), sequence: Sequence(sequence) }
-}
-
-fn version(number: u64, chain_version: u64) -> ChunkVersion {
-    ChunkVersion { number, chain_version: ChainVersion(chain_version), attempt: 0 }
-}
-
-impl Lone {
-    fn new(me: u64, chain: Chain) -> Self {
-        let identity = Identity { chain: ChainId(1), target: TargetId(me), generation: Generation(1) };
-        let store = Store::default();
-        let replica = Replica::new(identity, ChainVersion(0), &store, [], []);
-        let now = Instant::default() + Duration::from_secs(1);
-        let (held, out, bytes) = (Vec::new(), Vec::new(), Vec::new());
-        let mut lone = Self { replica, store, me, now, hold: false, held, out, bytes };
-        lone.feed(Input::Chain(chain));
-        lone.feed(Input::Lease { until: LATER });
-        lone
-    }
-
-    fn to(&self) -> Address {
-        Address {
-            chain: ChainId(1),
-            chain_version: self.replica.chain_version(),
-            target: TargetId(self.me),
-            generation: Generation(1),
-        }
-    }
-
-    fn feed(&mut self, input: Input) {
-        let mut out = Vec::new();
-        self.replica.handle(self.now, &self.store, input, &mut out);
-        for output in out {
-            match output {
-                Output::StoreVersion(v) => self.feed(Input::VersionStored(v)),
-                Output::Prepare { .. }
-                | Output::Commit { .. }
-                | Output::Drop { .. }
-                | Output::Install { .. } => {
-                    self.out.push(output.clone());
-                    if self.hold { self.held.push(output) } else { self.run(&output) }
-                }
-                other => self.out.push(other),
-            }
-        }
-    }
-
-    fn run(&mut self, operation: &Output) {
-        let bytes = match operation {
-            Output::Prepare { payload: Payload::Empty, .. }
-            | Output::Install { payload: Payload::Empty, .. } => Vec::new(),
-            _ => self.bytes.clone(),
-        };
-        let done = self.store.run(operation, &bytes);
-        let input = match (operation, done) {
-            (Output::Prepare { chunk, .. } | Output::Install { chunk, .. }, Done::Failed(failure)) => {
-                Input::Failed { chunk: *chunk, failure }
-            }
-            (Output::Prepare { chunk, version, .. }, Done::Prepared(length, checksum)) => {
-                Input::Prepared { chunk: *chunk, version: *version, length, checksum }
-            }
-            (Output::Commit { chunk, version }, _) => Input::Committed { chunk: *chunk, version: *version },
-            (Output::Drop { chunk, version }, _) => Input::Dropped { chunk: *chunk, version: *version },
-            (Output::Install { chunk, .. }, _) => Input::Installed { chunk: *chunk },
-            other => panic!("{:?}", other.0),
-        };
-        self.feed(input);
-    }
-
-    fn release(&mut self) {
-        self.hold = false;
-        for operation in std::mem::take(&mut self.held) {
-            self.run(&operation);
-        }
-    }
-
-    fn write(&mut self, token: Token, tag: WriterTag, bytes: &[u8]) {
-        self.bytes = bytes.to_vec();
-        let change = Change::Write { offset: 0, length: bytes.len() as u32 };
-        let to = self.to();
-        self.feed(Input::Update { token, to, chunk: CHUNK, change, chunk_size: 64, tag, expires: LATER });
-    }
-
-    fn forward(
-        &mut self,
-        token: Token,
-        epoch: u32,
-        base: ChunkVersion,
-        new: ChunkVersion,
-        bytes: &[u8],
-        change: Change,
-    ) {
-        self.bytes = bytes.to_vec();
-        let result = Content {
-            version: new,
-            removed: change == Change::Remove,
-            length: bytes.len() as u32,
-            checksum: crc32c(bytes),
-        };
-        let tag = tag(9, new.number);
-        let forward = Forward { chunk: CHUNK, change, chunk_size: 64, base, result, tag, writers: vec![] };
-        let from = self
-            .replica
-            .chain()
-            .and_then(|c| c.predecessor(TargetId(self.me)))
-            .expect("a predecessor")
-            .target;
-        let to = self.to();
-        self.feed(Input::Forward { token, to, from, epoch, forward });
-    }
-
-    /// The last message sent, and to whom.
-    fn sent(&self) -> (SendId, TargetId, Message) {
-        let sent = self.out.iter().rev().find_map(|o| match o {
-            Output::Send { id, to, message } => Some((*id, to.target, message.clone())),
-            _ => None,
-        });
-        sent.expect("a message was sent")
-    }
-
-    fn answer(&mut self, id: SendId, status: Status, version: ChunkVersion) {
-        let chain_version = self.replica.chain_version();
-        self.feed(Input::Answered { id, answer: Answer::Reply { status, version, chain_version } });
-    }
-
-    fn reply(&self, wanted: Token) -> Option<Status> {
-        self.out.iter().find_map(|o| match o {
-            Output::Reply { token, status, .. } if *token == wanted => Some(*status),
-            _ => None,
-        })
-    }
-
-    fn read(&mut self, token: Token) -> Option<Content> {
-        let to = self.to();
-        self.feed(Input::Read { token, to, chunk: CHUNK, relaxed: false });
-        self.out.iter().find_map(|o| match o {
-            Output::Read { token: t, content } if *t == token => Some(*content),
-            _ => None,
-        })
-    }
-
-    fn wrote(&self, what: fn(&Output) -> bool) -> bool {
-        self.out.iter().any(what)
-    }
-}
 
 fn is_drop(output: &Output) -> bool {
     matches!(output, Output::Drop { .. })
@@ -330,14 +151,17 @@ fn r11_a_sync_waits_for_the_update_before_it_and_sends_what_is_then() {
     assert_eq!(tail.sent().0, forward, "the chunk is on its way already");
     tail.answer(forward, Status::Ok, version(1, 1));
     let (sync, _, message) = tail.sent();
-    assert!(
-        matches!(message, Message::Sync { item: SyncItem::Chunk { content, .. }, .. } if content.version == version(1, 1))
-    );
+    assert!(matches!(message, Message::Sync { item: SyncItem::Chunk { content, .. }, .. }
+        if content.version == version(1, 1)));
     // The next write waits until the target has answered.
     tail.write(2, tag(2, 1), b"def");
     assert_eq!(tail.sent().0, sync);
     tail.answer(sync, Status::Ok, version(1, 1));
-    assert!(matches!(tail.sent().2, Message::Forward { .. }) || tail.out.iter().any(|o| matches!(o, Output::Send { message: Message::Forward { forward, .. }, .. } if forward.result.version == version(2, 1))));
+    let next = |o: &Output| {
+        matches!(o, Output::Send { message: Message::Forward { forward, .. }, .. }
+            if forward.result.version == version(2, 1))
+    };
+    assert!(tail.wrote(next));
 }
 
 #[test]
@@ -345,9 +169,9 @@ fn r11_sync_done_is_void_after_a_chain_change() {
     let mut target = Lone::new(2, chain(1, &[(1, Serving), (2, Syncing)]));
     let to = target.to();
     target.feed(Input::Sync { token: 1, to, from: TargetId(1), epoch: 0, item: SyncItem::Done });
-    assert_eq!(target.replica.local_state(), ember_types::LocalState::UpToDate);
+    assert_eq!(target.replica.local_state(), LocalState::UpToDate);
     target.feed(Input::Chain(chain(2, &[(1, Serving), (2, Syncing), (3, Offline)])));
-    assert_eq!(target.replica.local_state(), ember_types::LocalState::Online);
+    assert_eq!(target.replica.local_state(), LocalState::Online);
     target.feed(Input::Sync { token: 2, to, from: TargetId(1), epoch: 0, item: SyncItem::Done });
     assert_eq!(target.reply(2), Some(Status::StaleRouting));
 }
@@ -629,5 +453,5 @@ fn a_lost_store_refuses_everything() {
     assert_eq!(one.reply(1), Some(Status::DeviceError));
     one.write(2, tag(1, 2), b"abc");
     assert_eq!(one.reply(2), Some(Status::DeviceError));
-    assert_eq!(one.replica.local_state(), ember_types::LocalState::Offline);
+    assert_eq!(one.replica.local_state(), LocalState::Offline);
 }

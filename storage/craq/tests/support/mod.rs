@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod linear;
+pub mod lone;
 pub mod mgmtd;
 pub mod store;
 pub mod world;
