@@ -60,6 +60,14 @@ fn thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> std::
     std::thread::spawn(work)
 }
 
+/// What a folder has, in order.
+fn children(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+    let mut found = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<PathBuf>>>()?;
+    found.sort();
+    Ok(found)
+}
+
 /// Gathers a tree of real files: the crate registry's sources and the toolchain, filled up with made ones.
 fn collect(source: &Path, seed: u64) -> Result<()> {
     std::fs::create_dir(source)?;
@@ -67,14 +75,18 @@ fn collect(source: &Path, seed: u64) -> Result<()> {
     let home = home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
     let mut candidates: Vec<PathBuf> = home.into_iter().map(|home| home.join("registry/src")).collect();
     if let Ok(sysroot) = run_program("rustc", &["--print", "sysroot"]) {
-        for part in ["lib", "bin", "share/doc", "share"] {
+        for part in ["lib/rustlib", "lib", "bin", "share/doc/rust/html"] {
             candidates.push(Path::new(sysroot.trim()).join(part));
         }
     }
     let missing = |census: &tree::Census| census.files < FILES_MIN || census.bytes < BYTES_MIN;
     for (number, candidate) in candidates.iter().filter(|path| path.is_dir()).enumerate() {
-        if missing(&tree::census(source)?) {
-            tree::copy(candidate, &source.join(format!("part-{number}")))?;
+        let part = source.join(format!("part-{number}"));
+        std::fs::create_dir(&part)?;
+        for child in children(candidate)? {
+            if missing(&tree::census(source)?) {
+                tree::copy(&child, &part.join(child.file_name().context("name")?))?;
+            }
         }
     }
     // Links and odd names are made in any case.
