@@ -60,7 +60,7 @@ pub const ORDINARY: &[(Fault, u64)] = &[
     (Fault::DiskErrors, 3),
     (Fault::ClientDeath, 5),
     (Fault::CommitUnknown, 4),
-    (Fault::ControlPowerLoss, 2),
+    (Fault::ControlPowerLoss, 5),
 ];
 
 /// Who plays in a world.

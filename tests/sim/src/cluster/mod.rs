@@ -33,6 +33,9 @@ const S: u64 = 1_000_000_000;
 const MS: u64 = 1_000_000;
 /// Virtual time for setup at most.
 const SETUP_NS: u64 = 60 * S;
+/// Longest pause between two operations of a worker: ordinarily, and while an act is played.
+const THINK_NS: u64 = 500 * MS;
+const THINK_IN_ACTS_NS: u64 = 60 * MS;
 /// Virtual time with faults.
 const FAULTY_NS: u64 = 30 * S;
 /// Virtual time after the last fault until everything must serve again.
@@ -97,8 +100,9 @@ fn run(world: &World) {
     nemesis.heal();
     world.run_until(world.now_ns() + 3 * S);
     if run.everything_serves() {
-        run.stage.think_max_ns.set(60 * MS);
+        run.stage.think_max_ns.set(THINK_IN_ACTS_NS);
         acts::play(world, &run.cast, &mut rng);
+        run.stage.think_max_ns.set(THINK_NS);
         run.finish();
     }
 }
@@ -106,7 +110,7 @@ fn run(world: &World) {
 fn build(world: &World, plan: Plan) -> Run {
     let kv = SimKv::new(world);
     let history = Rc::new(History::new(world));
-    let stage = Rc::new(Stage::new(world, history, &SECRET, 300 * MS));
+    let stage = Rc::new(Stage::new(world, history, &SECRET, THINK_NS));
     let ledger = Rc::new(Ledger::default());
     let mgmtd = build::mgmtd(world, plan, &kv);
     let meta = build::meta(world, plan, &kv);
