@@ -75,7 +75,7 @@ fn collect(source: &Path, seed: u64) -> Result<()> {
     let home = home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
     let mut candidates: Vec<PathBuf> = home.into_iter().map(|home| home.join("registry/src")).collect();
     if let Ok(sysroot) = run_program("rustc", &["--print", "sysroot"]) {
-        for part in ["lib/rustlib", "lib", "bin", "share/doc/rust/html"] {
+        for part in ["lib", "bin", "share/doc/rust/html"] {
             candidates.push(Path::new(sysroot.trim()).join(part));
         }
     }
@@ -84,7 +84,7 @@ fn collect(source: &Path, seed: u64) -> Result<()> {
         let part = source.join(format!("part-{number}"));
         std::fs::create_dir(&part)?;
         for child in children(candidate)? {
-            if missing(&tree::census(source)?) {
+            if tree::census(source)?.files < FILES_MIN {
                 tree::copy(&child, &part.join(child.file_name().context("name")?))?;
             }
         }
@@ -95,8 +95,8 @@ fn collect(source: &Path, seed: u64) -> Result<()> {
     let files = FILES_MIN.saturating_sub(census.files).max(1);
     let bytes = BYTES_MIN.saturating_sub(census.bytes);
     if missing(&census) {
-        // Sizes are random below the mean and its multiples: twice as much is enough.
-        tree::generate(&source.join("filling"), files * 2, bytes * 4, seed + 1)?;
+        // Sizes are random: half as much again is enough.
+        tree::generate(&source.join("filling"), (files * 2).max(1000), bytes / 2 * 3, seed + 1)?;
     }
     let census = tree::census(source)?;
     ensure!(!missing(&census), "the tree is too small: {census}");
