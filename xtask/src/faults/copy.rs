@@ -75,7 +75,7 @@ fn collect(source: &Path, seed: u64) -> Result<()> {
     let home = home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
     let mut candidates: Vec<PathBuf> = home.into_iter().map(|home| home.join("registry/src")).collect();
     if let Ok(sysroot) = run_program("rustc", &["--print", "sysroot"]) {
-        for part in ["lib", "bin", "share/doc/rust/html"] {
+        for part in ["lib", "bin", "share/man"] {
             candidates.push(Path::new(sysroot.trim()).join(part));
         }
     }
@@ -96,7 +96,7 @@ fn collect(source: &Path, seed: u64) -> Result<()> {
     let bytes = BYTES_MIN.saturating_sub(census.bytes);
     if missing(&census) {
         // Sizes are random: half as much again is enough.
-        tree::generate(&source.join("filling"), (files * 2).max(1000), bytes / 2 * 3, seed + 1)?;
+        tree::generate(&source.join("filling"), (files / 4 * 5).max(1000), bytes / 2 * 3, seed + 1)?;
     }
     let census = tree::census(source)?;
     ensure!(!missing(&census), "the tree is too small: {census}");

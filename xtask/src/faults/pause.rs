@@ -24,7 +24,8 @@ pub(super) fn run(bench: &Bench) -> Result<()> {
         pause(Duration::from_secs(2));
         let done = writer.stop()?;
         println!(
-            "storage process {} killed: {} writes of 4 KiB with fsync, longest gap {:.2} s, all replicas back {:.1} s later",
+            "storage process {} killed: {} writes of 4 KiB with fsync, longest gap {:.2} s, all replicas back \
+             {:.1} s later",
             index + 1,
             done.writes,
             done.longest.as_secs_f64(),

@@ -28,7 +28,8 @@ impl Line {
 /// All rows as a Markdown table.
 pub(super) fn table(lines: &[Line]) -> String {
     let mut text = String::from(
-        "| what | by | fio on the disk | it | ratio | CPU s/GiB, fio | CPU s/GiB | CPU µs per request, fio | CPU µs per request | bytes of the disk per byte |\n\
+        "| what | by | fio on the disk | it | ratio | CPU s/GiB, fio | CPU s/GiB | CPU µs per request, fio \
+         | CPU µs per request | bytes of the disk per byte |\n\
          |---|---|---|---|---|---|---|---|---|---|\n",
     );
     for line in lines {
@@ -65,14 +66,16 @@ pub(super) fn write(table: &str, args: &PerfArgs) -> Result<()> {
         "# Speed on one machine\n\n\
          Written by `cargo xtask perf`; figures of other machines and days differ, ratios less so.\n\n\
          - Machine: {}.\n\
-         - Cluster: {} storage processes, {} replicas of every chunk, all on one disk; the yardstick is fio (io_uring,\n  \
-         O_DIRECT) on a file of the same file system.\n\
-         - Data set: {} GiB a side. Medians of {} runs of {} s, fio and the others in turn, caches dropped before each.\n\
-         - \"mount\" is fio with the same options on a file of the mount. \"native client\" is `ember bench`: one thread; a\n  \
-         write is durable on every replica when it is answered.\n\
+         - Cluster: {} storage processes, {} replicas of every chunk, all on one disk; the yardstick is fio\n  \
+         (io_uring, O_DIRECT) on a file of the same file system.\n\
+         - Data set: {} GiB a side. Medians of {} runs of {} s, fio and the others in turn, caches dropped\n  \
+         before each.\n\
+         - \"mount\" is fio with the same options on a file of the mount. \"native client\" is `ember bench`: one\n  \
+         thread; a write is durable on every replica when it is answered.\n\
          - 1 MiB writes: fio and the mount with `--fdatasync=16`. 4 KiB overwrites: fio with `--sync=dsync`.\n\
          - CPU is that of the whole machine during the run: client, daemons, kernel.\n\
-         - A row is void if less than {FROM_DISK_MIN} of its bytes came from or went to the disk (`/proc/diskstats`).\n\n\
+         - A row is void if less than {FROM_DISK_MIN} of its bytes came from or went to the disk\n  \
+         (`/proc/diskstats`).\n\n\
          {table}",
         machine::describe(&folder),
         args.replicas,
