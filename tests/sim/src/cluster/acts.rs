@@ -65,32 +65,32 @@ impl Scene {
     fn to_mgmtd(&self, process: ProcessId, blocked: bool) {
         self.cast.mgmtd.iter().for_each(|&mgmtd| self.world.set_blocked(process, mgmtd, blocked));
     }
-    fn from_mgmtd(&self, process: ProcessId, blocked: bool) {
+    fn mgmtd_to(&self, process: ProcessId, blocked: bool) {
         self.cast.mgmtd.iter().for_each(|&mgmtd| self.world.set_blocked(mgmtd, process, blocked));
     }
 
     fn island(&self, rng: &mut SplitMix64) {
         for process in [self.client, self.node] {
             self.to_mgmtd(process, true);
-            self.from_mgmtd(process, true);
+            self.mgmtd_to(process, true);
         }
         self.world.trace().count("partition, both ways", 1);
         self.wait(between(rng, 2_500, 4_500));
         self.to_mgmtd(self.node, false);
-        self.from_mgmtd(self.node, false);
+        self.mgmtd_to(self.node, false);
         self.wait(between(rng, 500, 1_500));
     }
 
     fn late_answer(&self, rng: &mut SplitMix64) {
         self.to_mgmtd(self.client, true);
-        self.from_mgmtd(self.client, true);
+        self.mgmtd_to(self.client, true);
         // Heartbeats arrive and are granted; their answers are held up.
-        self.from_mgmtd(self.node, true);
+        self.mgmtd_to(self.node, true);
         self.wait(between(rng, 150, 300));
         // The last answer is let through when it is almost too old for its asker, who is cut off now.
         self.to_mgmtd(self.node, true);
         self.wait(between(rng, 350, 550));
-        self.from_mgmtd(self.node, false);
+        self.mgmtd_to(self.node, false);
         self.world.trace().count("partition, one way", 1);
         self.wait(between(rng, 2_500, 3_500));
     }
