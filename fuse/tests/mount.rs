@@ -16,10 +16,21 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use support::{Cluster, logs, skip_reason};
 
+/// Says that this test is skipped, also in the file that `EMBER_SKIPS` names.
+fn skip(reason: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test of a mount");
+    println!("SKIPPED {test}: {reason}");
+    if let Some(path) = std::env::var_os("EMBER_SKIPS") {
+        let file = OpenOptions::new().append(true).create(true).open(path);
+        writeln!(file.unwrap(), "{test}: {reason}").unwrap();
+    }
+}
+
 macro_rules! need_mount {
     () => {
         if let Some(reason) = skip_reason() {
-            println!("SKIPPED: no FUSE mount here: {reason}");
+            skip(&reason);
             return;
         }
         logs();

@@ -4,6 +4,7 @@ mod support;
 
 use std::fs::{self, File, OpenOptions};
 
+use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -23,10 +24,21 @@ use support::{MemFs, Node, answer_init, skip_reason, test_dir};
 
 const MIB: usize = 1 << 20;
 
+/// Says that this test is skipped, also in the file that `EMBER_SKIPS` names.
+fn skip(reason: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test of a mount");
+    println!("SKIPPED {test}: {reason}");
+    if let Some(path) = std::env::var_os("EMBER_SKIPS") {
+        let file = OpenOptions::new().append(true).create(true).open(path);
+        writeln!(file.unwrap(), "{test}: {reason}").unwrap();
+    }
+}
+
 macro_rules! need_mount {
     () => {
         if let Some(reason) = skip_reason() {
-            println!("SKIPPED: no FUSE mount here: {reason}");
+            skip(&reason);
             return;
         }
     };
@@ -295,11 +307,11 @@ const USER_DIR: &str = "EMBER_FUSE_TEST_USER_DIR";
 fn an_ordinary_user_mounts_by_the_helper() {
     need_mount!();
     if !["/bin", "/usr/bin", "/usr/local/bin"].iter().any(|d| Path::new(d).join("fusermount3").exists()) {
-        println!("SKIPPED: fusermount3 is not installed");
+        skip("fusermount3 is not installed");
         return;
     }
     if fs::metadata("/dev/fuse").unwrap().mode() & 0o6 != 0o6 {
-        println!("SKIPPED: /dev/fuse is closed to ordinary users (0666 is usual)");
+        skip("/dev/fuse is closed to ordinary users (0666 is usual)");
         return;
     }
     let nobody = 65534;
