@@ -101,7 +101,6 @@ pub(crate) fn summary_of(chunk: ChunkId, state: &engine::ChunkState) -> ChunkSum
         length: committed.length,
         checksum: committed.checksum,
         pending: state.pending.map_or(ChunkVersion::NONE, |pending| pending.version),
-        writers_digest: 0,
     }
 }
 

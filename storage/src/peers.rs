@@ -90,7 +90,6 @@ impl Target {
                 length: 0,
                 checksum: 0,
                 pending: ChunkVersion::NONE,
-                writers_digest: 0,
             },
             writers: Vec::new(),
             checksums: Vec::new(),

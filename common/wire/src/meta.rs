@@ -3,7 +3,7 @@
 
 use crate::codec::cbor_body;
 use ember_types::file::{Attributes, Credentials, FileKind};
-use ember_types::{Capability, ClientId, ClusterTime, DataId, InodeId, Millis, SessionId, Status, UnixTime};
+use ember_types::{Capability, ClientId, ClusterTime, InodeId, Millis, SessionId, Status, UnixTime};
 use minicbor::{Decode, Encode};
 
 /// A metadata request.
@@ -483,18 +483,6 @@ pub enum Answer {
         #[n(2)]
         capability_ms: Millis,
     },
-}
-
-/// The data of a file that meta orders storage to remove.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
-#[cbor(map)]
-pub struct RemovedData {
-    /// Whose.
-    #[n(0)]
-    pub inode: InodeId,
-    /// What.
-    #[n(1)]
-    pub data: DataId,
 }
 
 cbor_body!(Request, Response);

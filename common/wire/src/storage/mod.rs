@@ -131,9 +131,6 @@ pub struct ChunkSummary {
     /// Pending version (`NONE` if there is none).
     #[n(5)]
     pub pending: ChunkVersion,
-    /// Digest of the writer records, so that differing ones are noticed.
-    #[n(6)]
-    pub writers_digest: u64,
 }
 
 /// A page of a replica's chunks.
