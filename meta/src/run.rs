@@ -5,7 +5,9 @@ use crate::error::MetaError;
 use crate::seam::Cluster;
 use crate::service::{Door, Service};
 use crate::storage::StorageClient;
-use ember_client::mgmtd::{NodeAgent, NodeIdentity, RoutingCache, keep_session};
+use ember_client::mgmtd::{
+    ClusterClock, Mgmtd, NodeAgent, NodeIdentity, RoutingCache, SessionState, keep_session,
+};
 use ember_daemon::Metrics;
 use ember_kv::Kv;
 use ember_net::{Pool, Server, ServerIdentity, ServerOptions};
@@ -82,14 +84,17 @@ pub async fn run(
     let client = ClientId::from_u128(rt.random_u128());
     let description = format!("meta node {}", node.node);
     let (mgmtd, clock) = (routing.mgmtd().clone(), routing.clock().clone());
-    keep_session(&rt, mgmtd, client, description, clock, shutdown.clone());
     let boot = node.boot.0;
     let agent = NodeAgent::start(&rt, routing.clone(), node, Rc::new(()), shutdown.clone());
     let error = Duration::from_millis(config.clock_error_ms);
     let cluster: Rc<dyn Cluster> = Rc::new(Member { rt: rt.clone(), routing, agent, error });
     let timeout = Duration::from_millis(config.storage_timeout_ms.max(100));
     let storage = StorageClient::new(rt.clone(), pool, cluster.clone(), key.clone(), client, timeout);
-    let service = Service::new(rt.clone(), config, kv, cluster, Rc::new(storage), key, boot, &metrics)?;
+    let storage = Rc::new(storage);
+    let sessions =
+        keep_sessions(rt.clone(), mgmtd, clock, description, (storage.clone(), client), shutdown.clone());
+    rt.spawn("meta sessions", sessions);
+    let service = Service::new(rt.clone(), config, kv, cluster, storage, key, boot, &metrics)?;
     service.format().await?;
     rt.spawn("meta collector", until(shutdown.clone(), service.clone().collect()));
     rt.spawn("meta sweeper", until(shutdown.clone(), service.clone().sweep()));
@@ -97,6 +102,29 @@ pub async fn run(
     let serving = listeners.into_iter().map(|l| server.clone().serve(&rt, l, shutdown.clone()));
     join_all(serving).await;
     service.database_sync().await
+}
+
+/// Keeps a session for what this server asks of storage: when mgmtd has ended one, as the server was cut off for
+/// too long, another follows.
+async fn keep_sessions(
+    rt: Rt,
+    mgmtd: Mgmtd,
+    clock: Rc<ClusterClock>,
+    description: String,
+    (storage, mut client): (Rc<StorageClient>, ClientId),
+    shutdown: watch::Receiver<bool>,
+) {
+    loop {
+        let (mgmtd, clock, stop) = (mgmtd.clone(), clock.clone(), shutdown.clone());
+        let mut session = keep_session(&rt, mgmtd, client, description.clone(), clock, stop);
+        while *session.borrow() != SessionState::Ended {
+            if session.changed().await.is_err() {
+                return;
+            }
+        }
+        client = ClientId::from_u128(rt.random_u128());
+        storage.set_client(client);
+    }
 }
 
 /// Runs a task until `shutdown` turns true or its sender is gone.

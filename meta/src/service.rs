@@ -209,6 +209,7 @@ impl Service {
         }
         self.open.set(self.open.get() + 1);
         self.stats.requests.inc();
+        tracing::trace!(client = %request.client, operation = ?request.operation, "asked");
         let answer = self.try_answer(request).await;
         self.open.set(self.open.get() - 1);
         match answer {

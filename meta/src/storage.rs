@@ -35,7 +35,7 @@ pub struct StorageClient {
     pool: Pool,
     cluster: Rc<dyn Cluster>,
     key: CapabilityKey,
-    client: ClientId,
+    client: Cell<ClientId>,
     timeout: Duration,
     free: RefCell<Vec<(ChannelId, Sequence)>>,
     next_channel: Cell<u32>,
@@ -48,8 +48,8 @@ struct Reply<T> {
 }
 
 impl StorageClient {
-    /// `client` is this service's own identity as a writer; it has a session with mgmtd. `timeout` bounds each
-    /// step.
+    /// `client` is this service's own identity as a writer; it has a session with mgmtd, or
+    /// [`Self::set_client`] follows. `timeout` bounds each step.
     pub fn new(
         rt: Rt,
         pool: Pool,
@@ -59,7 +59,14 @@ impl StorageClient {
         timeout: Duration,
     ) -> Self {
         let (free, next_channel) = (RefCell::default(), Cell::new(1));
-        Self { rt, pool, cluster, key, client, timeout, free, next_channel }
+        Self { rt, pool, cluster, key, client: Cell::new(client), timeout, free, next_channel }
+    }
+
+    /// Goes on under another identity: the session of the present one has ended, and with it storage's memory
+    /// of its channels.
+    pub fn set_client(&self, client: ClientId) {
+        self.client.set(client);
+        self.free.borrow_mut().clear();
     }
 
     fn chains(&self, layout: &Layout) -> Result<Vec<ChainId>, MetaError> {
@@ -72,7 +79,7 @@ impl StorageClient {
     fn capability(&self, place: &Place, until: ClusterTime) -> Capability {
         let rights = Rights::READ.and(Rights::WRITE).and(Rights::REMOVE);
         let epoch = self.cluster.view().revocation_epoch as u32;
-        self.key.mint(place.inode, place.data, self.client, rights, until, epoch)
+        self.key.mint(place.inode, place.data, self.client.get(), rights, until, epoch)
     }
 
     fn take_channel(&self) -> WriterTag {
@@ -82,7 +89,7 @@ impl StorageClient {
             self.next_channel.set(next + 1);
             (ChannelId(next), Sequence(0))
         });
-        WriterTag { client: self.client, channel, sequence: Sequence(last.0 + 1) }
+        WriterTag { client: self.client.get(), channel, sequence: Sequence(last.0 + 1) }
     }
 
     /// A channel whose request may still be on its way is never used again (R12).
@@ -91,7 +98,7 @@ impl StorageClient {
             Ok(_) => true,
             Err(error) => !error.status().is_retryable(),
         };
-        if settled {
+        if settled && tag.client == self.client.get() {
             self.free.borrow_mut().push((tag.channel, tag.sequence));
         }
     }
@@ -115,6 +122,11 @@ impl StorageClient {
                 None => storage(Status::NotServing, format!("chain {chain} has no serving replica")),
                 Some((to, node)) => match self.once::<R>(&node, &request(to), &status, deadline).await {
                     Ok(Reply { status: Status::Ok, body }) => return Ok(take(body)),
+                    // Not the session of the client on whose behalf this happens: another one is on its way.
+                    Ok(Reply { status: Status::SessionEnded, .. }) => {
+                        let what = "the session of this metadata server with storage has ended";
+                        return Err(storage(Status::Unavailable, what.to_owned()));
+                    }
                     Ok(Reply { status, .. }) => {
                         storage(status, format!("{:?} at target {} of chain {chain}", R::METHOD, to.target))
                     }

@@ -4,6 +4,7 @@ use crate::error::MetaError;
 use crate::service::Service;
 use ember_meta_store::file::Expired;
 use ember_meta_store::truncate::Progress;
+use ember_rt::select::join_all;
 use ember_types::file::Credentials;
 use ember_types::{ClusterTime, InodeId, Instant};
 use std::rc::Rc;
@@ -11,6 +12,8 @@ use std::time::Duration;
 
 /// Records of one page.
 const PAGE: usize = 512;
+/// Files that one step is about at once: a chain that doesn't answer must not hold up the others for long.
+const AT_ONCE: usize = 64;
 /// Rounds of asking storage that one settlement gets.
 const ROUNDS: usize = 4;
 
@@ -62,13 +65,15 @@ impl Service {
             let from = after;
             let page = self.database.read(async move |space| space.truncations(from, PAGE).await).await?;
             let now = self.times()?.cluster;
-            for (inode, intent) in &page {
-                // A younger one has a server that is cutting.
-                if intent.until + self.bound() < now
-                    && let Err(error) = self.complete_truncation(*inode).await
-                {
-                    tracing::warn!(%error, %inode, "a truncation is put off");
-                }
+            // A younger one has a server that is cutting.
+            let left: Vec<_> = page.iter().filter(|(_, i)| i.until + self.bound() < now).collect();
+            for batch in left.chunks(AT_ONCE) {
+                let cuts = batch.iter().map(|(inode, _)| async move {
+                    if let Err(error) = self.complete_truncation(*inode).await {
+                        tracing::warn!(%error, %inode, "a truncation is put off");
+                    }
+                });
+                join_all(cuts).await;
             }
             match page.last() {
                 Some((inode, _)) if page.len() == PAGE => after = Some(*inode),
@@ -82,10 +87,13 @@ impl Service {
         let after = state.sessions.clone();
         let read = self.database.read(async move |space| space.expired_sessions(&after, PAGE, before).await);
         let (expired, next) = read.await?;
-        for one in expired {
-            if let Err(error) = self.settle(one, before).await {
-                tracing::warn!(%error, inode = %one.inode, "the length of a dead writer's file is not settled");
-            }
+        for batch in expired.chunks(AT_ONCE) {
+            let settlements = batch.iter().map(|&one| async move {
+                if let Err(error) = self.settle(one, before).await {
+                    tracing::warn!(%error, inode = %one.inode, "a dead writer's file is not settled");
+                }
+            });
+            join_all(settlements).await;
         }
         state.sessions = next.unwrap_or_default();
         Ok(())
@@ -111,6 +119,7 @@ impl Service {
                 .await?;
             match done {
                 Progress::Done(()) => {
+                    tracing::debug!(%inode, %session, ?found, "a dead writer's file is settled");
                     self.stats.settled.inc_by(1);
                     return Ok(());
                 }
