@@ -33,57 +33,19 @@ impl From<Credentials> for MetaOptions {
     }
 }
 
-/// The directory (or inode) whose server gets the operation.
-fn home(operation: &Operation) -> InodeId {
-    match operation {
-        Operation::Lookup { parent, .. }
-        | Operation::Create { parent, .. }
-        | Operation::MakeDirectory { parent, .. }
-        | Operation::MakeNode { parent, .. }
-        | Operation::MakeSymlink { parent, .. }
-        | Operation::MakeLink { parent, .. }
-        | Operation::Unlink { parent, .. }
-        | Operation::RemoveDirectory { parent, .. }
-        | Operation::Rename { parent, .. } => *parent,
-        Operation::GetAttributes { inode }
-        | Operation::Open { inode, .. }
-        | Operation::Close { inode, .. }
-        | Operation::Sync { inode, .. }
-        | Operation::Settle { inode, .. }
-        | Operation::SetAttributes { inode, .. }
-        | Operation::ReadSymlink { inode }
-        | Operation::ReadDirectory { inode, .. }
-        | Operation::Access { inode, .. } => *inode,
-        Operation::StatFs | Operation::Renew { .. } => InodeId::ROOT,
-    }
-}
-
-/// Whether a repeat would change something again.
-fn changes(operation: &Operation) -> bool {
-    !matches!(
-        operation,
-        Operation::Lookup { .. }
-            | Operation::GetAttributes { .. }
-            | Operation::ReadSymlink { .. }
-            | Operation::ReadDirectory { .. }
-            | Operation::StatFs
-            | Operation::Renew { .. }
-            | Operation::Access { .. }
-    )
-}
-
 impl Client {
     /// Runs a metadata operation. A failure of a server is waited out until the deadline.
     pub async fn meta(&self, operation: Operation, options: &MetaOptions) -> Result<Answer> {
         let inner = &*self.0;
         let deadline = options.deadline.unwrap_or_else(|| inner.deadline());
-        let number = changes(&operation).then(|| inner.shared.begin_request());
-        let home = home(&operation);
+        let number = operation.changes().then(|| inner.shared.begin_request());
+        let home = operation.home();
         let mut request = Request {
             client: inner.shared.id(),
             credentials: options.credentials.clone(),
             sequence: number.as_ref().map_or(0, |n| n.number),
             answered: 0,
+            repeat: false,
             operation,
         };
         let mut backoff = Backoff::new();
@@ -102,6 +64,7 @@ impl Client {
                 return Err(failure);
             }
             turn += 1;
+            request.repeat = true;
             backoff.wait(inner, deadline, failure).await?;
         }
     }

@@ -66,32 +66,6 @@ fn answered(result: Answer) -> Response {
     Response { status: Status::Ok, text: String::new(), result }
 }
 
-/// The inode or directory whose operations are put into one transaction.
-pub(crate) fn home(operation: &Operation) -> InodeId {
-    match operation {
-        Operation::Lookup { parent, .. }
-        | Operation::Create { parent, .. }
-        | Operation::MakeDirectory { parent, .. }
-        | Operation::MakeNode { parent, .. }
-        | Operation::MakeSymlink { parent, .. }
-        | Operation::MakeLink { parent, .. }
-        | Operation::Unlink { parent, .. }
-        | Operation::RemoveDirectory { parent, .. }
-        | Operation::Rename { parent, .. } => *parent,
-        Operation::GetAttributes { inode }
-        | Operation::Open { inode, .. }
-        | Operation::Close { inode, .. }
-        | Operation::Sync { inode, .. }
-        | Operation::Settle { inode, .. }
-        | Operation::SetAttributes { inode, .. }
-        | Operation::ReadSymlink { inode }
-        | Operation::ReadDirectory { inode, .. }
-        | Operation::Access { inode, .. } => *inode,
-        Operation::Renew { opens, .. } => opens.first().map_or(InodeId(0), |(inode, _)| *inode),
-        Operation::StatFs => InodeId(0),
-    }
-}
-
 /// Whether an operation may use new ids.
 pub(crate) fn makes(operation: &Operation) -> bool {
     match operation {
@@ -175,15 +149,31 @@ impl Call {
     pub(crate) async fn execute(&self, space: &mut Space<'_>, times: &Times) -> Result<Outcome, Error> {
         let env = times.env(&self.request.credentials);
         match self.execute_once(space, &env).await {
-            Err(Error::Refused(status)) => Ok(Outcome::Answered(Box::new(refusal(status, "")))),
+            Err(Error::Refused(status)) => {
+                let response = refusal(status, "");
+                let last = !status.is_retryable() && status != Status::StaleSequence;
+                if self.request.repeat && last && self.is_remembered() {
+                    self.remember(space, &env, &response);
+                }
+                Ok(Outcome::Answered(Box::new(response)))
+            }
             other => other,
         }
     }
 
+    fn is_remembered(&self) -> bool {
+        is_remembered(&self.request.operation) && self.request.sequence > 0
+    }
+
+    fn remember(&self, space: &mut Space<'_>, env: &Env<'_>, response: &Response) {
+        space.remember(self.request.client, self.request.sequence, env.cluster, ember_wire::encode(response));
+    }
+
     async fn execute_once(&self, space: &mut Space<'_>, env: &Env<'_>) -> Result<Outcome, Error> {
         let request = &*self.request;
-        let remembered = is_remembered(&request.operation) && request.sequence > 0;
-        if remembered && let Some(bytes) = space.repeated(request.client, request.sequence).await? {
+        if self.is_remembered()
+            && let Some(bytes) = space.repeated(request.client, request.sequence).await?
+        {
             return self.repeat(space, env, &bytes).await;
         }
         let answer = match self.change(space, env).await? {
@@ -192,9 +182,8 @@ impl Call {
             Progress::Finish => return Ok(Outcome::Finish(self.subject(space).await?)),
         };
         let response = answered(answer);
-        if remembered {
-            let bytes = ember_wire::encode(&response);
-            space.remember(request.client, request.sequence, env.cluster, bytes);
+        if self.is_remembered() {
+            self.remember(space, env, &response);
         }
         Ok(Outcome::Answered(Box::new(response)))
     }
@@ -239,7 +228,7 @@ impl Call {
                 };
                 Ok(space.lookup(&env, *parent, name).await?.inode)
             }
-            other => Ok(home(other)),
+            other => Ok(other.home()),
         }
     }
 

@@ -2,7 +2,7 @@
 //! next one together.
 
 use crate::error::MetaError;
-use crate::execute::{Call, Outcome, home};
+use crate::execute::{Call, Outcome};
 use crate::service::Service;
 use ember_meta_store::Error as StoreError;
 use ember_rt::sync::oneshot;
@@ -28,7 +28,7 @@ pub(crate) struct Queues(RefCell<FixedHashMap<InodeId, VecDeque<Waiting>>>);
 impl Service {
     /// Runs a call in a transaction, with others of its directory that wait.
     pub(crate) async fn submit(self: &Rc<Self>, call: Call) -> Answer {
-        let home = home(&call.request.operation);
+        let home = call.request.operation.home();
         let (answer, answered) = oneshot::channel();
         let waiting = Waiting { call, answer };
         let running = {

@@ -13,6 +13,7 @@ pub mod header;
 pub mod meta;
 pub mod method;
 pub mod mgmtd;
+mod operation;
 pub mod storage;
 
 pub use codec::{WireError, decode, encode};

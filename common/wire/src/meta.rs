@@ -26,6 +26,10 @@ pub struct Request {
     /// What to do.
     #[n(4)]
     pub operation: Operation,
+    /// An earlier copy of this request may still be on its way: a refusal is stored too, so that the copy can't
+    /// be carried out after the client has heard of it.
+    #[n(5)]
+    pub repeat: bool,
 }
 
 /// How to open a file.

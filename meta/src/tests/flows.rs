@@ -189,6 +189,22 @@ fn a_repeat_gets_the_first_answer() {
 }
 
 #[test]
+fn a_late_copy_of_a_refused_request_is_refused_too() {
+    run(async |rt| {
+        let bench = Bench::new(rt).await;
+        bench.sequence.set(10);
+        bench.entry(mkdir("d")).await;
+        let late = bench.request(1, mkdir("d"));
+        let again = Request { repeat: true, ..late.clone() };
+        assert_eq!(bench.service.answer(again).await.status, Status::Exists);
+        let remove = Operation::RemoveDirectory { parent: InodeId::ROOT, name: b"d".to_vec() };
+        assert_eq!(bench.ask(remove).await.status, Status::Ok);
+        assert_eq!(bench.service.answer(late).await.status, Status::Exists, "it came before the removal");
+        assert_eq!(bench.ask(lookup("d")).await.status, Status::NotFound);
+    });
+}
+
+#[test]
 fn clients_are_held_to_their_window_and_their_session() {
     run(async |rt| {
         let bench = Bench::new(rt).await;

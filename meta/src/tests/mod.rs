@@ -171,7 +171,8 @@ impl Bench {
 
     fn request(&self, sequence: u64, operation: Operation) -> Request {
         let credentials = Credentials::default();
-        Request { client: CLIENT, credentials, sequence, answered: sequence.saturating_sub(1), operation }
+        let answered = sequence.saturating_sub(1);
+        Request { client: CLIENT, credentials, sequence, answered, repeat: false, operation }
     }
 
     async fn ask(&self, operation: Operation) -> Response {
