@@ -75,7 +75,8 @@ impl Client {
                 self.renew_one(file).await?;
                 continue;
             }
-            let elsewhere = matches!(failure.status, Status::Corrupt | Status::DeviceError);
+            let elsewhere =
+                matches!(failure.status, Status::Corrupt | Status::DeviceError | Status::DataLost);
             if !failure.status.is_retryable() && !elsewhere {
                 return Err(failure);
             }

@@ -101,6 +101,7 @@ pub(crate) fn summary_of(chunk: ChunkId, state: &engine::ChunkState) -> ChunkSum
         length: committed.length,
         checksum: committed.checksum,
         pending: state.pending.map_or(ChunkVersion::NONE, |pending| pending.version),
+        lost: committed.lost,
     }
 }
 
@@ -114,6 +115,7 @@ pub(crate) fn craq_summary(summary: &ChunkSummary) -> craq::Summary {
             checksum: summary.checksum,
         },
         pending: !summary.pending.is_none(),
+        lost: summary.lost,
     }
 }
 

@@ -1,14 +1,17 @@
 //! What a target says to other replicas and to mgmtd.
 
 use crate::convert::{content_of, craq_summary, kind_of, summary_of, to_wire};
-use crate::target::{Bytes, Target};
+use crate::target::{Bytes, Missing, Target};
 use ember_craq::{Address, Answer, Content, Failure, Input, Message, Page, SyncItem};
 use ember_engine::{ContentState, EngineError, Install, InstallContent, Which};
 use ember_net::CallOptions;
 use ember_rt::disk::Priority;
 use ember_rt::{Addr, SharedBuf};
 use ember_types::checksum::combine_blocks;
-use ember_types::{ChainVersion, ChunkId, ChunkVersion, Status, TargetId, WriterRecord, block_checksums};
+use ember_types::{
+    ChainTarget, ChainVersion, ChunkId, ChunkVersion, PublicState, Status, TargetId, WriterRecord,
+    block_checksums,
+};
 use ember_wire::method::{
     AbortChunk, ConfirmChain, ForwardChunk, ListChunks, NoteInUse, QueryVersion, ReadReplica,
     ReportUnresponsive, Rpc, SyncChunk,
@@ -41,7 +44,11 @@ impl Target {
         let none = SharedBuf::default();
         match message {
             Message::Forward { epoch, forward, .. } => {
-                let (data, checksums) = self.resolve(forward.chunk, bytes).await?;
+                let (data, checksums) = match self.resolve(forward.chunk, bytes).await {
+                    Ok(found) => found,
+                    Err(Missing::Gone) => return None,
+                    Err(Missing::Unreadable) => return Some(Answer::Unreadable),
+                };
                 let request = ForwardRequest {
                     to: to_wire(to),
                     from: self.id,
@@ -90,23 +97,22 @@ impl Target {
                 length: 0,
                 checksum: 0,
                 pending: ChunkVersion::NONE,
+                lost: false,
             },
             writers: Vec::new(),
             checksums: Vec::new(),
             done: true,
-            lost: false,
             epoch,
         };
         let mut data = SharedBuf::default();
         if let SyncItem::Chunk { chunk, content, writers } = item {
             request.done = false;
             request.writers = writers;
-            request.lost = self.is_lost(chunk, content.version);
-            if !content.is_absent() && !request.lost {
+            if !content.is_absent() {
                 match self.read_or_repair(chunk, content.version).await {
                     Some(read) => (data, request.checksums) = read,
                     // No replica has the bytes: the target records them as lost, and the sync goes on (R10).
-                    None if self.has_committed(chunk, content.version) => request.lost = true,
+                    None if self.has_committed(chunk, content.version) => request.state.lost = true,
                     None => return None,
                 }
             }
@@ -144,11 +150,6 @@ impl Target {
     fn has_committed(&self, chunk: ChunkId, version: ChunkVersion) -> bool {
         let state = self.engine.state(chunk).and_then(|state| state.committed);
         self.engine.failure().is_none() && state.is_some_and(|committed| committed.version == version)
-    }
-
-    fn is_lost(&self, chunk: ChunkId, version: ChunkVersion) -> bool {
-        let state = self.engine.state(chunk).and_then(|state| state.committed);
-        state.is_some_and(|committed| committed.version == version && committed.lost)
     }
 
     /// One request to another replica. `None`: no answer.
@@ -209,10 +210,17 @@ impl Target {
     ) -> Input {
         let mut install = Install { committed: None, pending: None, writers };
         if !content.version.is_none() {
-            let Some((data, _)) = self.resolve(chunk, bytes).await else {
+            let Ok((mut data, _)) = self.resolve(chunk, bytes).await else {
                 return Input::Failed { chunk, failure: Failure::Corrupt };
             };
-            let lost = data.len() != content.length as usize && !content.removed;
+            let absent = |data: &SharedBuf| data.len() != content.length as usize && !content.removed;
+            if absent(&data)
+                && let Some(own) = self.own_copy(chunk, &content).await
+            {
+                tracing::warn!(target = %self.id, %chunk, "this is the only replica with the bytes of a chunk");
+                data = own;
+            }
+            let lost = absent(&data);
             let state = ContentState {
                 version: content.version,
                 length: content.length,
@@ -231,6 +239,15 @@ impl Target {
         }
     }
 
+    /// The bytes of a content that others know only by its checksum, if they are here.
+    async fn own_copy(&self, chunk: ChunkId, content: &Content) -> Option<SharedBuf> {
+        let which = Which::Exact(content.version);
+        let read = self.engine.read(chunk, which, 0, u32::MAX, Priority::Resync).await.ok()?;
+        let checksum = combine_blocks(&read.checksums, read.data.len());
+        let same = (read.data.len(), checksum) == (content.length as usize, content.checksum);
+        same.then_some(read.data)
+    }
+
     /// Fetches the bytes of a version from another replica and rewrites them here (R14). What no replica has
     /// stays as it is: readers get an error.
     pub(crate) async fn repair(self: &Rc<Self>, chunk: ChunkId, version: ChunkVersion) {
@@ -238,7 +255,10 @@ impl Target {
         let Some(own) = state.committed.filter(|own| own.version == version && !own.removed) else { return };
         let chain = self.replica().chain().cloned();
         let Some(chain) = chain else { return };
-        for member in chain.serving().filter(|member| member.target != self.id) {
+        // A member that doesn't serve may have them too: version and checksum say that they are the right ones.
+        let others = || chain.targets.iter().filter(|member| member.target != self.id);
+        let serving = |member: &&ChainTarget| member.state == PublicState::Serving;
+        for member in others().filter(serving).chain(others().filter(|member| !serving(member))) {
             let to = Address {
                 chain: chain.id,
                 chain_version: ChainVersion(0),
@@ -259,7 +279,7 @@ impl Target {
             if !whole {
                 continue;
             }
-            let committed = Some(InstallContent { state: own, data });
+            let committed = Some(InstallContent { state: ContentState { lost: false, ..own }, data });
             let install = Install { committed, pending: None, writers: state.writers.clone() };
             match self.engine.install(chunk, install).await {
                 Ok(()) => {
@@ -271,6 +291,9 @@ impl Target {
             return;
         }
         let what = content_of(&own);
+        if own.lost {
+            return tracing::debug!(target = %self.id, %chunk, ?what, "a lost chunk has not turned up");
+        }
         tracing::error!(target = %self.id, %chunk, ?what, "no other replica has the bytes of a damaged chunk");
     }
 

@@ -2,7 +2,6 @@
 
 use crate::node::Node;
 use crate::target::Target;
-use ember_craq::Input;
 use ember_engine::EngineError;
 use ember_rt::disk::Priority;
 use ember_rt::watch;
@@ -50,10 +49,7 @@ async fn scrub(node: &Node, target: &Rc<Target>, pause: Duration, shutdown: &wat
             }
             match target.engine.verify(chunk, Priority::Scrub).await {
                 Ok(()) | Err(EngineError::NotFound(_)) => {}
-                Err(error) => {
-                    tracing::warn!(target = %target.id, %chunk, %error, "scrub found bad bytes");
-                    target.input(Input::RepairWanted { chunk, version: content.version });
-                }
+                Err(error) => target.bad_bytes(chunk, content.version, &error),
             }
         }
     }

@@ -305,7 +305,8 @@ impl Node {
         let Some(target) = self.target(sync.to.target) else {
             return answer(Status::StaleRouting, ChainVersion(0));
         };
-        let has_bytes = !(sync.done || sync.lost || sync.state.removed || sync.state.committed.is_none());
+        let has_bytes =
+            !(sync.done || sync.state.lost || sync.state.removed || sync.state.committed.is_none());
         if has_bytes && payload.len() != sync.state.length as usize {
             return answer(Status::InvalidArgument, ChainVersion(0));
         }
@@ -377,10 +378,11 @@ impl Node {
         match target.engine.read(read.chunk, which, 0, u32::MAX, Priority::Scrub).await {
             Ok(found) => answer(Status::Ok, found.version, chain_version, found.checksums, found.data),
             Err(error) => {
-                if let EngineError::Corrupt { .. } = error {
-                    tracing::warn!(target = %target.id, chunk = %read.chunk, %error, "bad bytes: to be repaired");
-                    let version = read.version;
-                    target.input(Input::RepairWanted { chunk: read.chunk, version });
+                let committed = target.engine.state(read.chunk).and_then(|state| state.committed);
+                if error.is_bad_bytes()
+                    && let Some(committed) = committed
+                {
+                    target.bad_bytes(read.chunk, committed.version, &error);
                 }
                 answer(error.status(), ChunkVersion::NONE, chain_version, Vec::new(), none)
             }
@@ -424,9 +426,8 @@ async fn fetch(
         }
         Err(EngineError::NotFound(_)) => Ok(None),
         Err(error) => {
-            if matches!(error, EngineError::Corrupt { .. } | EngineError::Io { .. }) {
-                tracing::warn!(target = %target.id, chunk = %read.chunk, %error, "bad bytes: to be repaired");
-                target.input(Input::RepairWanted { chunk: read.chunk, version: content.version });
+            if error.is_bad_bytes() {
+                target.bad_bytes(read.chunk, content.version, &error);
             }
             Err(error.status())
         }

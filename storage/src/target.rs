@@ -208,7 +208,7 @@ impl Target {
             Output::Prepare { chunk, base, version, change, record, writers, payload, .. } => {
                 let bytes = self.bytes_of(payload);
                 self.store("prepare", move |target| async move {
-                    let Some((data, checksums)) = target.resolve(chunk, bytes).await else {
+                    let Ok((data, checksums)) = target.resolve(chunk, bytes).await else {
                         return Input::Failed { chunk, failure: Failure::Corrupt };
                     };
                     let update = update_of(change, data, checksums, writers);
@@ -281,7 +281,7 @@ impl Target {
     /// (R14).
     async fn prepare(self: &Rc<Self>, request: Prepare) -> Result<Prepared, EngineError> {
         match self.engine.prepare(request.clone()).await {
-            Err(error @ EngineError::Corrupt { .. }) => {
+            Err(error) if error.is_bad_bytes() => {
                 let (chunk, base) = (request.chunk, request.base);
                 tracing::warn!(target = %self.id, %chunk, %error, "bad bytes in the base of an update");
                 self.repair(chunk, base).await;
@@ -331,6 +331,15 @@ pub(crate) enum Bytes {
     Gone,
 }
 
+/// Why bytes can't be had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Missing {
+    /// They were with a request that is gone, or the chunk has moved on.
+    Gone,
+    /// They are stored and can't be read.
+    Unreadable,
+}
+
 impl Target {
     /// Where a payload's bytes are; taken at once, since the request may be answered before they are used.
     fn bytes_of(&self, payload: Payload) -> Bytes {
@@ -344,39 +353,33 @@ impl Target {
         }
     }
 
-    /// The bytes themselves. `None` if they can't be had; a bad stored copy is to be repaired.
+    /// The bytes themselves; a bad stored copy is to be repaired.
     pub(crate) async fn resolve(
         self: &Rc<Self>,
         chunk: ChunkId,
         bytes: Bytes,
-    ) -> Option<(SharedBuf, Vec<u32>)> {
+    ) -> Result<(SharedBuf, Vec<u32>), Missing> {
         let version = match bytes {
-            Bytes::Here(data, checksums) => return Some((data, checksums)),
-            Bytes::Gone => return None,
+            Bytes::Here(data, checksums) => return Ok((data, checksums)),
+            Bytes::Gone => return Err(Missing::Gone),
             Bytes::Stored(version) => version,
         };
-        self.read_whole(chunk, version, Priority::Resync).await
-    }
-
-    /// The whole content of one version with its block checksums; bad blocks are reported for repair.
-    pub(crate) async fn read_whole(
-        self: &Rc<Self>,
-        chunk: ChunkId,
-        version: ChunkVersion,
-        priority: Priority,
-    ) -> Option<(SharedBuf, Vec<u32>)> {
-        match self.engine.read(chunk, Which::Exact(version), 0, u32::MAX, priority).await {
-            Ok(read) => Some((read.data, read.checksums)),
-            Err(error @ (EngineError::Corrupt { .. } | EngineError::Io { .. })) => {
-                tracing::warn!(target = %self.id, %chunk, %error, "bad bytes: to be repaired");
-                self.input(Input::RepairWanted { chunk, version });
-                None
-            }
+        match self.engine.read(chunk, Which::Exact(version), 0, u32::MAX, Priority::Resync).await {
+            Ok(read) => Ok((read.data, read.checksums)),
+            Err(EngineError::NotFound(_)) => Err(Missing::Gone),
             Err(error) => {
-                tracing::debug!(target = %self.id, %chunk, %error, "content is not here");
-                None
+                self.bad_bytes(chunk, version, &error);
+                Err(Missing::Unreadable)
             }
         }
+    }
+
+    /// A content can't be read here: it is fetched from another replica in its turn.
+    pub(crate) fn bad_bytes(self: &Rc<Self>, chunk: ChunkId, version: ChunkVersion, error: &EngineError) {
+        if !matches!(error, EngineError::Lost(_)) {
+            tracing::warn!(target = %self.id, %chunk, %error, "bad bytes: to be repaired");
+        }
+        self.input(Input::RepairWanted { chunk, version });
     }
 
     /// Checks a payload against its block checksums.

@@ -74,6 +74,8 @@ pub enum Answer {
     },
     /// No answer: connection lost or deadline passed. The message may still arrive.
     Lost,
+    /// The message was not sent: the stored bytes that belong into it can't be read.
+    Unreadable,
 }
 
 /// Why the store could not do something.

@@ -109,4 +109,6 @@ pub struct Summary {
     pub content: Content,
     /// Whether it has a pending version.
     pub pending: bool,
+    /// Whether the content is only known, its bytes are not here.
+    pub lost: bool,
 }

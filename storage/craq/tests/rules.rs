@@ -143,7 +143,7 @@ fn r11_a_sync_waits_for_the_update_before_it_and_sends_what_is_then() {
     let (forward, ..) = tail.sent();
     // The listings were made before the write: both lack the chunk, and the target has an older one.
     let old = Content { version: version(7, 0), removed: false, length: 1, checksum: 1 };
-    let remote = vec![ember_craq::Summary { chunk: CHUNK, content: old, pending: false }];
+    let remote = vec![ember_craq::Summary { chunk: CHUNK, content: old, pending: false, lost: false }];
     tail.feed(Input::Page {
         id: page.expect("a page is fetched"),
         page: Some(Page { remote, ..Page::default() }),
@@ -162,6 +162,25 @@ fn r11_a_sync_waits_for_the_update_before_it_and_sends_what_is_then() {
             if forward.result.version == version(2, 1))
     };
     assert!(tail.wrote(next));
+}
+
+#[test]
+fn r10_a_content_whose_bytes_are_missing_on_one_side_is_synced() {
+    for (local, remote, count) in [(true, true, 0), (true, false, 1), (false, true, 1), (false, false, 0)] {
+        let mut tail = Lone::new(1, chain(1, &[(1, Serving), (2, Syncing)]));
+        let content = Content { version: version(7, 0), removed: false, length: 1, checksum: 1 };
+        let row = |lost| vec![ember_craq::Summary { chunk: CHUNK, content, pending: false, lost }];
+        let page = Page { local: row(local), remote: row(remote), ..Page::default() };
+        let fetch = tail.out.iter().find_map(|o| match o {
+            Output::FetchPage { id, .. } => Some(*id),
+            _ => None,
+        });
+        tail.feed(Input::Page { id: fetch.expect("a page is fetched"), page: Some(page) });
+        let is_chunk = |o: &&Output| {
+            matches!(o, Output::Send { message: Message::Sync { item: SyncItem::Chunk { .. }, .. }, .. })
+        };
+        assert_eq!(tail.out.iter().filter(is_chunk).count(), count, "lost here {local}, there {remote}");
+    }
 }
 
 #[test]
@@ -312,6 +331,33 @@ fn r13_a_refusal_is_carried_out_behind_before_it_is_told() {
     head.write(2, tag(1, 1), b"abc");
     assert_eq!(head.reply(2), Some(Status::NoSpace));
     head.write(3, tag(1, 2), b"abc");
+    let (_, _, message) = head.sent();
+    assert!(matches!(message, Message::Forward { forward, .. } if forward.result.version.attempt == 1));
+}
+
+#[test]
+fn r14_what_the_head_cannot_read_is_withdrawn_and_its_base_repaired() {
+    let mut head = Lone::new(1, chain(1, &[(1, Serving), (2, Serving)]));
+    head.write(1, tag(1, 1), b"abc");
+    let (id, ..) = head.sent();
+    head.answer(id, Status::Ok, version(1, 1));
+    head.write(2, tag(1, 2), b"x");
+    let (id, ..) = head.sent();
+    head.answer(id, Status::Corrupt, ChunkVersion::NONE);
+    let (id, _, message) = head.sent();
+    assert!(
+        matches!(message, Message::Forward { forward, .. } if forward.change == Change::Whole { length: 3 })
+    );
+    head.feed(Input::Answered { id, answer: Answer::Unreadable });
+    let (id, _, message) = head.sent();
+    assert!(matches!(message, Message::Abort { version: v, .. } if v == version(2, 1)));
+    head.answer(id, Status::Ok, ChunkVersion::NONE);
+    assert!(head.wrote(is_drop));
+    assert_eq!(head.reply(2), Some(Status::Aborted));
+    assert!(head.out.contains(&Output::Repair { chunk: CHUNK, version: version(1, 1) }));
+    // The writer's next try is a new attempt.
+    head.feed(Input::Repaired { chunk: CHUNK });
+    head.write(3, tag(1, 2), b"x");
     let (_, _, message) = head.sent();
     assert!(matches!(message, Message::Forward { forward, .. } if forward.result.version.attempt == 1));
 }

@@ -16,7 +16,7 @@ pub struct ContentState {
     pub checksum: u32,
     /// A removal: there is no content.
     pub removed: bool,
-    /// The bytes are lost on every replica (R10).
+    /// No replica had the bytes when this was installed (R10): length and checksum are known, nothing else.
     pub lost: bool,
 }
 

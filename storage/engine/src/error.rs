@@ -104,8 +104,8 @@ pub enum EngineError {
         /// Resulting CRC32C here.
         checksum: u32,
     },
-    /// The content was recorded as lost on every replica (R10).
-    #[error("chunk {0}: its content is lost on every replica")]
+    /// No replica had the bytes of the content when it was installed here (R10).
+    #[error("chunk {0}: no replica had its content when it was copied here")]
     Lost(ChunkId),
     /// The request makes no sense.
     #[error("chunk {chunk}: {what}")]
@@ -120,6 +120,11 @@ pub enum EngineError {
 impl EngineError {
     pub(crate) fn corrupt(file: impl Into<String>, offset: u64, what: impl Into<String>) -> Self {
         Self::Corrupt { file: file.into(), offset, what: what.into() }
+    }
+
+    /// Whether a content's bytes can't be read here while another replica may have them.
+    pub fn is_bad_bytes(&self) -> bool {
+        matches!(self, Self::Corrupt { .. } | Self::Io { .. } | Self::Lost(_))
     }
 
     /// The status that a remote asker is told.

@@ -145,6 +145,9 @@ impl Inner {
                 if self.index.borrow().get(chunk) != Some(&entry) {
                     return Ok(());
                 }
+                if content.lost {
+                    return Err(EngineError::Lost(chunk));
+                }
                 self.read_blocks(content, from, to, priority).await?;
                 from = to;
             }

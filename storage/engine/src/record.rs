@@ -66,7 +66,7 @@ pub(crate) struct Content {
     pub(crate) checksum: u32,
     /// A removal.
     pub(crate) removed: bool,
-    /// The bytes are lost on every replica.
+    /// No replica had the bytes when this was installed.
     pub(crate) lost: bool,
     /// Sorted by `first`, without overlap.
     pub(crate) extents: Box<[Extent]>,

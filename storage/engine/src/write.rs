@@ -53,6 +53,15 @@ fn check_payload(chunk: ChunkId, data: &[u8], checksums: &[u32]) -> Result<()> {
     }
 }
 
+/// Whether an update needs no byte of a content of `length` bytes.
+fn replaces(update: &Update, length: u32) -> bool {
+    match update {
+        Update::Remove | Update::Whole { .. } => true,
+        Update::Write { offset, data, .. } => *offset == 0 && data.len() >= length as usize,
+        Update::Truncate { length } | Update::Cut { length } => *length == 0,
+    }
+}
+
 /// Whole blocks of `data`, without a copy if it can be.
 fn padded(data: &SharedBuf) -> SharedBuf {
     if data.is_aligned() && data.len().is_multiple_of(BLOCK as usize) {
@@ -95,7 +104,7 @@ impl Inner {
         if let Some(pending) = &entry.pending {
             return Err(EngineError::PendingDiffers { chunk, pending: pending.version });
         }
-        if entry.committed.lost && !matches!(request.update, Update::Remove) {
+        if entry.committed.lost && !replaces(&request.update, entry.committed.length) {
             return Err(EngineError::Lost(chunk));
         }
         Ok(None)
@@ -380,8 +389,10 @@ impl Inner {
             return Err(EngineError::Invalid { chunk, what: "installed state contradicts itself" });
         }
         if state.lost {
-            let ember = Content { version: state.version, lost: true, ..Content::default() };
-            return Ok((ember, Placed::default()));
+            // Length and checksum stay known: a copy that turns up is recognised by them.
+            let (version, length, checksum) = (state.version, state.length, state.checksum);
+            let lost = Content { version, length, checksum, lost: true, ..Content::default() };
+            return Ok((lost, Placed::default()));
         }
         let checksums = block_checksums(&data);
         let mut built = self.build_whole(chunk, &data, &checksums)?;

@@ -3,8 +3,13 @@
 
 mod support;
 
-use ember_engine::{Engine, EngineConfig, EngineError, Prepare, Prepared, Update, Which};
+use ember_engine::{
+    ContentState, Engine, EngineConfig, EngineError, Install, InstallContent, Prepare, Prepared, Update,
+    Which,
+};
+use ember_rt::SharedBuf;
 use ember_rt::select::join_all;
+use ember_types::checksum::crc32c;
 use ember_types::{
     ChainVersion, ChannelId, ChunkId, ChunkVersion, ClientId, ClusterId, Instant, Sequence, Status, TargetId,
     WriterTag, block_checksums,
@@ -233,6 +238,35 @@ fn r14_rot_is_not_laundered() {
     };
     target.put(id, 1, whole);
     assert_eq!(target.read(id, Which::Committed).unwrap(), data);
+}
+
+#[test]
+fn r10_a_lost_content_stays_known_and_is_replaced_whole() {
+    let target = Target::new(9);
+    let id = chunk(1);
+    let data = [5; 10_000];
+    let checksum = crc32c(&data);
+    let state = ContentState { version: version(3), length: 10_000, checksum, removed: false, lost: true };
+    let lost = || Some(InstallContent { state, data: SharedBuf::default() });
+    let install = |committed| {
+        let install = Install { committed, pending: None, writers: Vec::new() };
+        target.world.must(target.engine.install(id, install)).unwrap();
+    };
+    install(lost());
+    assert_eq!(target.engine.state(id).unwrap().committed, Some(state));
+    assert!(matches!(target.read(id, Which::Committed), Err(EngineError::Lost(_))));
+    let verified = target.world.must(target.engine.verify(id, FOREGROUND));
+    assert!(verified.is_err_and(|error| error.is_bad_bytes()));
+    let part = target.prepare(request(id, version(3), version(4), write(1, &[6; 9_999])));
+    assert!(matches!(part, Err(EngineError::Lost(_))));
+    // A copy that turns up.
+    let found = ContentState { lost: false, ..state };
+    install(Some(InstallContent { state: found, data: data.as_slice().into() }));
+    assert_eq!(target.read(id, Which::Committed).unwrap(), data);
+    // Or a writer that replaces all of it.
+    install(lost());
+    target.put(id, 3, write(0, &[6; 10_000]));
+    assert_eq!(target.read(id, Which::Committed).unwrap(), [6; 10_000]);
 }
 
 #[test]

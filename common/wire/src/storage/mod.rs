@@ -131,6 +131,9 @@ pub struct ChunkSummary {
     /// Pending version (`NONE` if there is none).
     #[n(5)]
     pub pending: ChunkVersion,
+    /// The replica knows the content, but no replica had its bytes when it was installed here (R10).
+    #[n(6)]
+    pub lost: bool,
 }
 
 /// A page of a replica's chunks.
@@ -193,11 +196,8 @@ pub struct SyncRequest {
     /// chain change).
     #[n(5)]
     pub done: bool,
-    /// The content cannot be read on any replica: the target records it as lost (R10).
-    #[n(6)]
-    pub lost: bool,
     /// As in [`ForwardRequest`].
-    #[n(7)]
+    #[n(6)]
     pub epoch: u32,
 }
 

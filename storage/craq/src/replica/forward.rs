@@ -1,6 +1,6 @@
 //! Updates along the chain: forwards, commits coming back, aborts.
 
-use super::active::{Job, Phase, Update};
+use super::active::{Job, Phase, Update, Waiting};
 use super::{Ctx, Purpose, RETRY, Replica, Role, payload_of, same};
 use crate::io::{Address, Answer, Forward, Message, Output, Payload, SendId, Token};
 use crate::state::{Change, Content};
@@ -97,14 +97,14 @@ impl Replica {
     }
 
     pub(super) fn on_forward_answer(&mut self, ctx: &mut Ctx, chunk: ChunkId, id: SendId, answer: Answer) {
-        let (syncing, mut in_use) = (self.successor_is_syncing(), false);
+        let (syncing, head, mut in_use) = (self.successor_is_syncing(), self.is_head(), false);
         let Some(update) = self.active.get_mut(&chunk).and_then(|a| a.update_mut()) else { return };
         if update.phase != Phase::Forwarding(id) {
             return;
         }
         update.phase = Phase::Held;
         let later = Some(ctx.now + RETRY);
-        if answer != Answer::Lost {
+        if !matches!(answer, Answer::Lost | Answer::Unreadable) {
             update.since = None;
         }
         match answer {
@@ -125,10 +125,31 @@ impl Replica {
                 update.retry_at = later;
                 self.accuse(ctx, true);
             }
-            Answer::Reply { .. } | Answer::Lost => update.retry_at = later,
+            // The successor lacks the base and this chunk's bytes are bad beyond what the update replaces: nobody
+            // has acknowledged it yet, and its writer may try again when the base is repaired (R14).
+            Answer::Unreadable if head => return self.give_up(ctx, chunk),
+            Answer::Reply { .. } | Answer::Lost | Answer::Unreadable => update.retry_at = later,
         }
         if let Some(chain) = self.chain.as_mut().filter(|_| in_use) {
             chain.in_use = true;
+        }
+        self.step(ctx, chunk);
+    }
+
+    /// The head withdraws an update that it can't pass on, and has its base repaired.
+    fn give_up(&mut self, ctx: &mut Ctx, chunk: ChunkId) {
+        let current = self.chain_version();
+        let Some(active) = self.active.get_mut(&chunk) else { return };
+        let Some(update) = active.update_mut() else { return };
+        if update.result.version.chain_version != current {
+            // A tail of before may have committed it.
+            update.retry_at = Some(ctx.now + RETRY);
+            return;
+        }
+        update.phase = Phase::Aborting(None, Status::Aborted);
+        let base = update.base;
+        if !active.queue.iter().any(|waiting| matches!(waiting, Waiting::Repair(_))) {
+            active.queue.push_front(Waiting::Repair(base));
         }
         self.step(ctx, chunk);
     }

@@ -94,7 +94,7 @@ impl Replica {
             Answer::Reply { status: Status::Ok, version, .. } => version,
             // The tail isn't ready or at another chain version: somebody has to learn of a new chain first.
             Answer::Reply { .. } => return ctx.refuse(token, Status::Busy),
-            Answer::Lost => return ctx.refuse(token, Status::Unavailable),
+            Answer::Lost | Answer::Unreadable => return ctx.refuse(token, Status::Unavailable),
         };
         let state = self.state_of(ctx, chunk);
         if same(version, state.committed.version) || (version.is_none() && state.committed.is_absent()) {

@@ -103,7 +103,7 @@ impl Replica {
             Some(other) if mutant!(r05_number_alone_identifies) => {
                 other.content.version.number != s.content.version.number
             }
-            other => other.is_none_or(|other| other.content != s.content || other.pending),
+            other => other.is_none_or(|o| o.content != s.content || o.lost != s.lost || o.pending),
         };
         let mut nominated: Vec<ChunkId> = local.values().filter(differs).map(|s| s.chunk).collect();
         let missing: Vec<ChunkId> =

@@ -317,6 +317,7 @@ impl World {
                 chunk,
                 content: s.state.committed,
                 pending: s.state.pending.is_some(),
+                lost: false,
             })
             .collect();
         let more = all.len() > PAGE;

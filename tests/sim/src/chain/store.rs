@@ -79,6 +79,7 @@ impl Store {
                 chunk,
                 content: s.state.committed,
                 pending: s.state.pending.is_some(),
+                lost: false,
             })
             .collect();
         (page, rows.next().is_some())

@@ -21,7 +21,8 @@ use std::time::Duration;
 pub const CHUNK_SIZE: u32 = 64 << 10;
 /// Chunks of each hot file.
 pub const CHUNKS_PER_FILE: u32 = 2;
-const CELLS_PER_CHUNK: u32 = CHUNK_SIZE / CELL as u32;
+/// Cells of a chunk.
+pub(super) const CELLS_PER_CHUNK: u32 = CHUNK_SIZE / CELL as u32;
 /// Names that each directory may hold.
 const NAMES: u64 = 5;
 /// Inodes that a group remembers for its operations.
