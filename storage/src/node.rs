@@ -237,11 +237,10 @@ impl NodeState for Word {
     }
     fn warnings(&self) -> Vec<String> {
         let disks = self.0.disks.iter().zip(&self.0.context.config.disks);
-        let buffered = disks.filter(|(queue, _)| !queue.disk().is_direct());
-        let text = |path: &String| {
-            format!("{path} doesn't support O_DIRECT: reads and writes go through the page cache")
+        let of = |(queue, path): (&DiskQueue, &String)| -> Vec<String> {
+            queue.disk().warnings().iter().map(|text| format!("{path} {text}")).collect()
         };
-        buffered.map(|(_, path)| text(path)).collect()
+        disks.flat_map(of).collect()
     }
     fn obey(&self, orders: &[TargetOrder], _: &[Chain]) {
         // The chains of the answer are in the routing already.

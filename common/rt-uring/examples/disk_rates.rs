@@ -41,7 +41,7 @@ fn main() {
             queue.write(file, Priority::Foreground, at, data).await.expect("space for 1 GiB");
         }
         queue.sync(file).await.expect("a sync");
-        println!("direct: {}", queue.disk().is_direct());
+        println!("warnings: {:?}", queue.disk().warnings());
         measure(&rt, &queue, file, 4096, 1, 5_000).await;
         measure(&rt, &queue, file, 4096, 32, 100_000).await;
         measure(&rt, &queue, file, 1 << 20, 16, 2_000).await;

@@ -81,7 +81,7 @@ fn buffered_files_take_any_offset() {
 #[test]
 fn unaligned_direct_access_is_an_error_and_nothing_else() {
     on_queue("unaligned", async |_rt, queue, file| {
-        if !queue.disk().is_direct() {
+        if !queue.disk().warnings().is_empty() {
             return;
         }
         let err = queue.read(file, Priority::Foreground, 7, 4096).await.unwrap_err();

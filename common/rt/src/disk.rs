@@ -100,7 +100,7 @@ pub struct OpenMode {
     /// Refuse it if it is there.
     pub exclusive: bool,
     /// Go past the page cache (O_DIRECT). Where the file system can't, the file is opened buffered and
-    /// [`Disk::is_direct`] says so.
+    /// [`Disk::warnings`] says so.
     pub direct: bool,
 }
 
@@ -156,10 +156,10 @@ pub trait Disk {
     /// Takes the exclusive lock of a directory for as long as this disk is open; an error names the holder's
     /// pid if it is known.
     fn lock(&self, dir: &str) -> io::Result<()>;
-    /// Space of the file system.
+    /// Space of the file system; one that doesn't know its own (ramfs) counts as 1 TiB that is free.
     fn space(&self) -> io::Result<Space>;
-    /// Whether files asked to be direct are.
-    fn is_direct(&self) -> bool;
+    /// What this file system can't do, for people; empty if there is nothing to say.
+    fn warnings(&self) -> Vec<&'static str>;
 }
 
 struct Waiting {

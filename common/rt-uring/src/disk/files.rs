@@ -6,6 +6,8 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
+/// Size of a file system that says that it has no blocks at all.
+const UNKNOWN_SIZE: u64 = 1 << 40;
 /// Name of the lock file of a directory. Not listed.
 const LOCK: &str = ".lock";
 /// End of the names of small files that are being written. Not listed.
@@ -185,9 +187,13 @@ impl Root {
 
     pub(super) fn space(&self) -> io::Result<ember_rt::disk::Space> {
         let stat = rustix::fs::fstatvfs(&self.fd).map_err(self.told("measure", ""))?;
+        let (total, available) = match stat.f_blocks {
+            0 => (UNKNOWN_SIZE, UNKNOWN_SIZE),
+            blocks => (blocks.saturating_mul(stat.f_frsize), stat.f_bavail.saturating_mul(stat.f_frsize)),
+        };
         Ok(ember_rt::disk::Space {
-            total: stat.f_blocks.saturating_mul(stat.f_frsize),
-            available: stat.f_bavail.saturating_mul(stat.f_frsize),
+            total,
+            available,
             file_system: rustix::fs::fstat(&self.fd).map_err(self.told("measure", ""))?.st_dev,
         })
     }

@@ -85,6 +85,7 @@ pub(crate) struct UringDisk {
     waiter: RefCell<Option<Waker>>,
     root: Root,
     direct: Cell<bool>,
+    reserves: Rc<Cell<bool>>,
     locks: RefCell<Vec<OwnedFd>>,
 }
 
@@ -111,6 +112,7 @@ impl UringDisk {
             waiter: RefCell::new(None),
             root,
             direct,
+            reserves: Rc::new(Cell::new(true)),
             locks: RefCell::default(),
         })
     }
@@ -215,7 +217,8 @@ impl Disk for UringDisk {
         let mut device = self.device.borrow_mut();
         let id = FileId(device.next_file);
         device.next_file += 1;
-        device.files.insert(id, Rc::new(OpenFile { fd, name: name.to_owned(), direct }));
+        let (name, reserves) = (name.to_owned(), self.reserves.clone());
+        device.files.insert(id, Rc::new(OpenFile { fd, name, direct, reserves }));
         Ok(id)
     }
     fn close_file(&self, file: FileId) {
@@ -262,8 +265,12 @@ impl Disk for UringDisk {
     fn space(&self) -> io::Result<Space> {
         self.root.space()
     }
-    fn is_direct(&self) -> bool {
-        self.direct.get()
+    fn warnings(&self) -> Vec<&'static str> {
+        let direct = "doesn't support O_DIRECT: reads and writes go through the page cache";
+        let reserves = "can't reserve or give back space (fallocate): a write may find it full after it began, and \
+                        removed data keep their space";
+        let found = [(self.direct.get(), direct), (self.reserves.get(), reserves)];
+        found.into_iter().filter(|(fine, _)| !fine).map(|(_, text)| text).collect()
     }
 }
 

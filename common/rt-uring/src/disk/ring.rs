@@ -6,6 +6,7 @@
 
 use ember_rt::disk::{Completion, Op, OpKind, Priority};
 use io_uring::{IoUring, opcode, types};
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
@@ -25,6 +26,19 @@ pub(super) struct OpenFile {
     pub(super) fd: OwnedFd,
     pub(super) name: String,
     pub(super) direct: bool,
+    /// Cleared when the file system refuses to reserve space.
+    pub(super) reserves: Rc<Cell<bool>>,
+}
+
+impl OpenFile {
+    /// Makes the file as long as a reservation would, where the file system knows none.
+    fn extend(&self, len: u64) -> io::Result<()> {
+        self.reserves.set(false);
+        if u64::try_from(rustix::fs::fstat(&self.fd)?.st_size).unwrap_or(0) < len {
+            rustix::fs::ftruncate(&self.fd, len)?;
+        }
+        Ok(())
+    }
 }
 
 /// An operation with the file it is for.
@@ -55,7 +69,14 @@ impl Flight {
                 self.retries += 1;
                 return Ok(None);
             }
-            return Err(io::Error::from_raw_os_error(-result));
+            return match &self.op.kind {
+                OpKind::Allocate { offset, len } if -result == libc::EOPNOTSUPP => {
+                    self.file.extend(offset + len).map(|()| Some(0))
+                }
+                // The space stays taken.
+                OpKind::Punch { .. } if -result == libc::EOPNOTSUPP => Ok(Some(0)),
+                _ => Err(io::Error::from_raw_os_error(-result)),
+            };
         }
         let moved = result as usize;
         match &self.op.kind {

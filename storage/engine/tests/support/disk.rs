@@ -481,8 +481,8 @@ impl Disk for FaultDisk {
         let state = self.0.borrow();
         Ok(Space { total: state.total, available: state.available(), file_system: 0 })
     }
-    fn is_direct(&self) -> bool {
-        true
+    fn warnings(&self) -> Vec<&'static str> {
+        Vec::new()
     }
 }
 

@@ -1,10 +1,11 @@
 //! The life of a cluster: up, again, down, destroyed; two side by side; what dies and what comes back.
 
-use crate::common::{expect_exit, mounted, printed};
+use crate::common::{cluster, expect_exit, mounted, printed};
 use anyhow::{Context, Result, ensure};
-use ember_cluster_tests::{signal, wait_gone};
+use ember_cluster_tests::{run, signal, wait_gone};
 use rustix::process::Signal;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -44,6 +45,35 @@ fn a_second_up_and_an_up_after_down_find_the_data() -> Result<()> {
     cluster.ember_ok(&["destroy", "--yes"])?;
     ensure!(!before.exists() && cluster.all_pids()?.is_empty(), "destroy leaves nothing");
     expect_exit(&cluster.ember(&["status"])?, 3, &["no cluster"])
+}
+
+/// In memory, with neither O_DIRECT, nor fallocate, nor a size of its own.
+fn with_ramfs(at: &Path, test: impl FnOnce() -> Result<()>) -> Result<()> {
+    std::fs::create_dir_all(at)?;
+    let at = at.to_str().context("path of the data directory")?;
+    run("mount", &["-t", "ramfs", "none", at])?;
+    let result = test();
+    run("umount", &["--lazy", at])?;
+    result
+}
+
+#[test]
+fn a_file_system_without_o_direct_and_fallocate_will_do_with_a_warning() -> Result<()> {
+    let Some(cluster) = cluster("plain")? else { return Ok(()) };
+    let use_it = || -> Result<()> {
+        cluster.up(&[])?;
+        let content: Vec<u8> = (0..3_000_000_u32).map(|i| (i / 7) as u8).collect();
+        std::fs::write(cluster.mount().join("file"), &content)?;
+        cluster.remount()?;
+        ensure!(std::fs::read(cluster.mount().join("file"))? == content, "what was written");
+        expect_exit(&cluster.ember(&["status"])?, 1, &["WARN", "doesn't support O_DIRECT", "fallocate"])?;
+        cluster.ember_ok(&["target", "verify-replicas"]).map(|_| ())
+    };
+    with_ramfs(&cluster.data(), || {
+        let used = use_it();
+        cluster.down()?;
+        used
+    })
 }
 
 #[test]

@@ -456,8 +456,8 @@ impl Disk for SimDisk {
         let available = if state.config.full { 0 } else { state.config.capacity.saturating_sub(used) };
         Ok(Space { total: state.config.capacity, available, file_system: 0 })
     }
-    fn is_direct(&self) -> bool {
-        true
+    fn warnings(&self) -> Vec<&'static str> {
+        Vec::new()
     }
 }
 
