@@ -102,14 +102,7 @@ struct Capacity {
 
 /// Prints the state of the cluster; the exit code is its health.
 pub(crate) fn run(dir: &DataDir, json: bool) -> Result<u8> {
-    let cluster = Cluster::require(dir)?;
-    let asked = dir.clone();
-    let options = ember_rt_uring::Options::default();
-    let id = cluster.clone();
-    let status = ember_rt_uring::run_reactor(&options, |rt| async move {
-        AdminClient::new(&rt, &asked, &id)?.status(LIMIT).await
-    })?;
-    let report = gather(dir, &cluster, status)?;
+    let report = ask(dir)?;
     if json {
         line(&serde_json::to_string_pretty(&report)?);
     } else {
@@ -120,6 +113,24 @@ pub(crate) fn run(dir: &DataDir, json: bool) -> Result<u8> {
         Level::Warn => usage::WARN,
         Level::Err => usage::ERR,
     })
+}
+
+fn ask(dir: &DataDir) -> Result<Report> {
+    let cluster = Cluster::require(dir)?;
+    let (asked, id) = (dir.clone(), cluster.clone());
+    let options = ember_rt_uring::Options::default();
+    let status = ember_rt_uring::run_reactor(&options, |rt| async move {
+        AdminClient::new(&rt, &asked, &id)?.status(LIMIT).await
+    })?;
+    gather(dir, &cluster, status)
+}
+
+/// Prints the checks that have failed, for `up`: a cluster may be ready and yet take no data.
+pub(crate) fn say_errors(dir: &DataDir) -> Result<()> {
+    let mut report = ask(dir)?;
+    report.checks.retain(|check| check.level == Level::Err);
+    print_checks(&report.checks);
+    Ok(())
 }
 
 /// Health in one line, for `up` in the foreground.
@@ -251,15 +262,19 @@ fn capacity(targets: &[TargetStatus], replicas: u32) -> Capacity {
     }
 }
 
-fn print(report: &Report) {
-    line(&format!("health   {}", report.health));
-    line(&format!("cluster  {}", report.cluster));
-    for check in &report.checks {
+fn print_checks(checks: &[Check]) {
+    for check in checks {
         line(&format!("  {:<4} {}: {}", check.level, check.name, check.text));
         if !check.remedy.is_empty() {
             line(&format!("       {}", check.remedy));
         }
     }
+}
+
+fn print(report: &Report) {
+    line(&format!("health   {}", report.health));
+    line(&format!("cluster  {}", report.cluster));
+    print_checks(&report.checks);
     let capacity = &report.capacity;
     let (total, free) = (bytes(capacity.total_bytes), bytes(capacity.free_bytes));
     line(&format!("space    {free} free of {total}, metadata in KV engine {}", report.kv_engine));

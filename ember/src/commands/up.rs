@@ -1,7 +1,7 @@
 //! `ember up`.
 
 use crate::cluster::Cluster;
-use crate::commands::{down, wait};
+use crate::commands::{down, status, wait};
 use crate::paths::DataDir;
 use crate::process;
 use crate::report::line;
@@ -68,6 +68,7 @@ pub(crate) fn run(options: &Options) -> Result<u8> {
         return Err(error);
     }
     say_ready(dir, &cluster, point.as_deref());
+    status::say_errors(dir)?;
     if options.detach || before.is_some() {
         return Ok(usage::OK);
     }
@@ -173,7 +174,7 @@ fn foreground(dir: &DataDir) -> Result<u8> {
     ember_rt_uring::run_reactor(&options, move |rt| async move {
         let mut shutdown = ember_daemon::shutdown_signal(&rt)?;
         loop {
-            crate::report::progress(&crate::commands::status::one_line(&rt, &data).await);
+            crate::report::progress(&status::one_line(&rt, &data).await);
             let pause = rt.timeout(Duration::from_secs(1), shutdown.changed()).await;
             if pause.is_ok() {
                 return anyhow::Ok(());
