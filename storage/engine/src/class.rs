@@ -11,8 +11,14 @@ pub const CHUNK_MAX: u32 = 64 << 20;
 /// Blocks of the largest chunk.
 pub(crate) const BLOCKS_MAX: u32 = CHUNK_MAX / BLOCK;
 
+/// Slots up to this class are filled with zeros when they are made: what is written into them is small, so that
+/// the flush would cost more than the zeros.
+pub(crate) const ZEROED_MAX: u8 = 4;
+
 const GROUP_MIN: u64 = 1 << 20;
 const GROUP_MAX: u64 = 64 << 20;
+/// The same for classes up to [`ZEROED_MAX`], whose writers wait for the zeros.
+const ZEROED_GROUP_MAX: u64 = 4 << 20;
 
 /// A slot: one of the equal pieces of a class' file.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -44,10 +50,10 @@ pub(crate) fn class_for(blocks: u32) -> u8 {
 pub(crate) fn blocks_of(bytes: u32) -> u32 {
     bytes.div_ceil(BLOCK)
 }
-/// Slots by which a class grows that has `total` of them: a sixteenth to an eighth of it, 1 to 64 MiB.
+/// Slots by which a class grows that has `total` of them: an eighth of it, 1 to 64 MiB, small ones to 4 MiB.
 pub(crate) fn growth(class: u8, total: u32) -> u32 {
     let bytes = (u64::from(total) * slot_bytes(class) / 8).max(16 * slot_bytes(class));
-    let bytes = bytes.clamp(GROUP_MIN, GROUP_MAX);
+    let bytes = bytes.clamp(GROUP_MIN, if class <= ZEROED_MAX { ZEROED_GROUP_MAX } else { GROUP_MAX });
     (bytes / slot_bytes(class)).max(1) as u32
 }
 /// Name of the class' file.

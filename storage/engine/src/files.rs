@@ -13,6 +13,9 @@ pub(crate) struct File {
     pub(crate) path: String,
 }
 
+/// Bytes of zeros written at once.
+const ZEROS: u64 = 1 << 20;
+
 /// A target's directory on a disk.
 #[derive(Clone)]
 pub(crate) struct Files {
@@ -136,6 +139,20 @@ impl Files {
     pub(crate) async fn allocate(&self, file: &File, offset: u64, len: u64) -> Result<()> {
         let allocated = self.queue.allocate(file.id, offset, len).await;
         allocated.map_err(io_error(file.path.clone(), "reserve space in"))
+    }
+    /// Reserves space and fills it with zeros. What is written there later changes no metadata of the file
+    /// system, which makes its flush several times cheaper than that of a first write.
+    pub(crate) async fn zero(&self, file: &File, offset: u64, len: u64) -> Result<()> {
+        self.allocate(file, offset, len).await?;
+        let zeros: SharedBuf = Buf::zeroed(len.min(ZEROS) as usize).into();
+        let mut done = 0;
+        while done < len {
+            let part = zeros.slice(0..(len - done).min(ZEROS) as usize);
+            let bytes = part.len() as u64;
+            self.write(file, Priority::Foreground, offset + done, part).await?;
+            done += bytes;
+        }
+        Ok(())
     }
     pub(crate) async fn punch(&self, file: &File, offset: u64, len: u64) -> Result<()> {
         self.queue

@@ -2,7 +2,7 @@
 //! each chunk.
 
 use crate::checkpoint::Generations;
-use crate::class::{CLASSES, SlotId, data_name, growth, slot_bytes};
+use crate::class::{CLASSES, SlotId, ZEROED_MAX, data_name, growth, slot_bytes};
 use crate::error::{EngineError, Result};
 use crate::files::{File, Files, is_full};
 use crate::index::Index;
@@ -220,7 +220,12 @@ impl Inner {
             return Err(refused);
         }
         let bytes = more * slot_bytes(class);
-        match self.files.allocate(&file, u64::from(total) * slot_bytes(class), bytes).await {
+        let offset = u64::from(total) * slot_bytes(class);
+        let reserved = match class <= ZEROED_MAX {
+            true => self.files.zero(&file, offset, bytes).await,
+            false => self.files.allocate(&file, offset, bytes).await,
+        };
+        match reserved {
             Ok(()) => self.slots.borrow_mut().grow(class, total + more as u32),
             Err(error) if is_full(&error) => return Err(refused),
             Err(error) => return Err(error),

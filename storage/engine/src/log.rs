@@ -16,8 +16,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 
-/// Least and most bytes by which the space of a segment is reserved.
-const SEGMENT_STEP: (u64, u64) = (1 << 20, 16 << 20);
+/// Least and most bytes by which a segment grows, in zeros.
+const SEGMENT_STEP: (u64, u64) = (1 << 20, 4 << 20);
 /// A batch takes no more items from here on.
 const BATCH_BYTES: usize = 1 << 20;
 /// Without anybody who waits, this many items start a batch.
@@ -141,7 +141,7 @@ pub(crate) async fn create_segment(
     let offset = frame.len() as u64;
     let allocated = SEGMENT_STEP.0.max(offset.next_multiple_of(frame::ALIGN as u64));
     let written = async {
-        files.allocate(&file, 0, allocated).await?;
+        files.zero(&file, 0, allocated).await?;
         files.write(&file, Priority::Foreground, 0, frame.into()).await?;
         files.sync(&file).await?;
         files.sync_dir()
@@ -309,7 +309,7 @@ impl Inner {
             .next_multiple_of(frame::ALIGN as u64)
             .clamp(SEGMENT_STEP.0, SEGMENT_STEP.1)
             .max(end - allocated);
-        match self.files.allocate(file, allocated, more).await {
+        match self.files.zero(file, allocated, more).await {
             Ok(()) => self.log.segment.borrow_mut().allocated = allocated + more,
             Err(error) if is_full(&error) => {
                 return Err(EngineError::NoSpace { needed: more, available: 0 });
