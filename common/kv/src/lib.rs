@@ -6,6 +6,10 @@
 //! and contains every commit that was answered as durable; damaged data are refused, never guessed.
 #![forbid(unsafe_code)]
 
+// The tests' support is shared with those outside the crate.
+#[cfg(test)]
+extern crate self as ember_kv;
+
 mod buffer;
 mod mutation;
 mod oneshot;

@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ember_kv::{
-    BoxFuture, Committed, Durability, KeyRange, Kv, KvError, LocalKv, LocalOptions, RangeOptions, ReadMode,
-    verify_export,
+    Durability, KeyRange, Kv, KvError, LocalKv, LocalOptions, RangeOptions, ReadMode, verify_export,
 };
 use ember_types::ClusterId;
 use support::{TempDir, block_on, commit, copy_dir, get, peek, put};
@@ -27,24 +26,6 @@ fn put_ordered(kv: &LocalKv, key: &str, value: &str) {
     tx.set(key.as_bytes(), value.as_bytes());
     tx.set_durability(Durability::Ordered);
     commit(tx).unwrap();
-}
-
-/// A commit that sets `key`, not yet handed over.
-fn setting(kv: &LocalKv, key: &str) -> BoxFuture<'static, Result<Committed, KvError>> {
-    let mut tx = kv.begin();
-    tx.set(key.as_bytes(), b"set");
-    tx.commit()
-}
-
-/// Keeps the committing thread busy for some milliseconds, so that the next commits wait together.
-fn occupy(kv: &LocalKv) -> BoxFuture<'static, Result<Committed, KvError>> {
-    let mut tx = kv.begin();
-    for i in 0..95u8 {
-        tx.set(&[b'~', i], &[i; 100_000]);
-    }
-    let mut commit = tx.commit();
-    assert!(support::poll_once(&mut commit).is_none());
-    commit
 }
 
 /// A store with 300 keys, some in tables and some in the journal, closed.
@@ -142,82 +123,6 @@ fn sync_makes_ordered_commits_durable() {
     assert_eq!(mark(), before);
     put(&kv, "c", "1");
     assert_ne!(mark(), before);
-}
-
-#[test]
-fn a_watch_sees_a_later_change_of_its_own_group() {
-    let dir = TempDir::new();
-    let kv = open(dir.path());
-    let mut open: Vec<_> = (0..20).map(|i| setting(&kv, &format!("filler{i}"))).collect();
-    let mut tx = kv.begin();
-    tx.set(b"w", b"mine");
-    let watch = tx.watch(b"w");
-    open.push(tx.commit());
-    open.push(setting(&kv, "w"));
-    let busy = occupy(&kv);
-    for commit in &mut open {
-        let _ = support::poll_once(commit);
-    }
-    block_on(busy).unwrap();
-    open.into_iter().for_each(|commit| assert!(block_on(commit).is_ok()));
-    assert_eq!(block_on(watch), Ok(()));
-}
-
-#[test]
-fn concurrent_commits_share_a_flush() {
-    let dir = TempDir::new();
-    let kv = open(dir.path());
-    let mut open: Vec<_> = (0..200u32)
-        .map(|i| {
-            let mut tx = kv.begin();
-            tx.atomic_add(b"n", 1);
-            tx.set(&i.to_be_bytes(), b"1");
-            tx.commit()
-        })
-        .collect();
-    // Polling hands the commit over; all are waiting before the first is answered.
-    let busy = occupy(&kv);
-    for commit in &mut open {
-        let _ = support::poll_once(commit);
-    }
-    block_on(busy).unwrap();
-    let mut stamps: Vec<_> = Vec::new();
-    for commit in open {
-        stamps.push(block_on(commit).unwrap().versionstamp);
-    }
-    assert!(stamps.is_sorted_by(|a, b| a < b));
-    let n = block_on(kv.begin().get(b"n", ReadMode::Snapshot)).unwrap().unwrap();
-    assert_eq!(n, 200u64.to_le_bytes());
-    let stats = kv.stats();
-    assert_eq!(stats.commits, 201);
-    assert!(stats.largest_group > 1 && stats.groups < 100, "{stats:?}");
-}
-
-#[test]
-fn later_transactions_of_a_group_see_earlier_ones() {
-    let dir = TempDir::new();
-    let kv = open(dir.path());
-    let mut open: Vec<_> = (0..100)
-        .map(|i| {
-            let mut tx = kv.begin();
-            if i % 10 == 4 {
-                tx.clear_range(KeyRange::prefix(b"k"));
-            }
-            tx.atomic_add(format!("k{}", i % 10).as_bytes(), i);
-            tx.commit()
-        })
-        .collect();
-    let busy = occupy(&kv);
-    for commit in &mut open {
-        let _ = support::poll_once(commit);
-    }
-    block_on(busy).unwrap();
-    open.into_iter().for_each(|commit| assert!(block_on(commit).is_ok()));
-    assert!(kv.stats().largest_group > 20);
-    let all = block_on(kv.begin().get_range(KeyRange::prefix(b"k"), RangeOptions::default())).unwrap();
-    let sums: Vec<_> =
-        all.iter().map(|(_, v)| u64::from_le_bytes(v.as_slice().try_into().unwrap())).collect();
-    assert_eq!(sums, [94, 95, 96, 97, 98, 99]);
 }
 
 #[test]

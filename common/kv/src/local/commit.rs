@@ -1,7 +1,8 @@
-//! The thread that commits: many transactions, one batch, one flush.
+//! Commits: many transactions, one batch, one flush. Whoever comes while nobody commits does so himself, with all
+//! that wait; a thread of the store does it for those who came meanwhile.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::store::Store;
@@ -29,7 +30,7 @@ const VERSIONS_PER_SECOND: u64 = 1_000_000;
 /// A start skips so many versions, more than commits that a crash took can have used.
 pub(super) const RESTART_GAP_VERSIONS: u64 = 100 * VERSIONS_PER_SECOND;
 
-enum Waiting {
+pub(super) enum Waiting {
     Commit(Box<CommitRequest>, Sender<Result<Committed, KvError>>),
     Sync(Sender<Result<(), KvError>>),
 }
@@ -58,7 +59,7 @@ struct QueueState {
     failure: Option<KvError>,
 }
 
-/// The transactions that wait for the committing thread.
+/// The transactions that wait to be committed.
 #[derive(Default)]
 pub(super) struct Queue {
     state: Mutex<QueueState>,
@@ -66,7 +67,8 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    fn push(&self, waiting: Waiting) {
+    /// Takes a transaction in, or answers it at once. Whoever pushes sees to it that somebody commits.
+    pub(super) fn push(&self, waiting: Waiting) {
         let refused = {
             let mut state = lock(&self.state);
             let full = state.waiting.len() >= MAX_WAITING || state.bytes >= MAX_WAITING_BYTES;
@@ -82,22 +84,9 @@ impl Queue {
                 None
             }
         };
-        match refused {
-            Some((waiting, error)) => waiting.fail(error),
-            None => self.changed.notify_one(),
+        if let Some((waiting, error)) = refused {
+            waiting.fail(error);
         }
-    }
-
-    pub(super) fn commit(&self, request: CommitRequest) -> BoxFuture<'static, Result<Committed, KvError>> {
-        let (sender, receiver) = oneshot::channel();
-        self.push(Waiting::Commit(Box::new(request), sender));
-        Box::pin(async move { receiver.await.unwrap_or(Err(KvError::CommitUnknown)) })
-    }
-
-    pub(super) fn sync(&self) -> BoxFuture<'static, Result<(), KvError>> {
-        let (sender, receiver) = oneshot::channel();
-        self.push(Waiting::Sync(sender));
-        Box::pin(async move { receiver.await.unwrap_or(Err(KvError::Closed(None))) })
     }
 
     /// Refuses new transactions; those that wait are still committed.
@@ -125,15 +114,19 @@ impl Queue {
         lock(&self.state).failure.clone()
     }
 
-    /// The next group, empty after `tick` without one; `None` when there will be none any more.
-    fn next_group(&self, tick: Duration) -> Option<Vec<Waiting>> {
+    /// Waits for a transaction, or until `tick` has passed; `None` when there will be none any more.
+    fn wait(&self, tick: Duration) -> Option<()> {
         let state = lock(&self.state);
         let idle = |s: &mut QueueState| s.waiting.is_empty() && !s.closing && s.failure.is_none();
         let waited = self.changed.wait_timeout_while(state, tick, idle);
-        let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        if state.failure.is_some() || state.closing && state.waiting.is_empty() {
-            return None;
-        }
+        let state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let over = state.failure.is_some() || state.closing && state.waiting.is_empty();
+        (!over).then_some(())
+    }
+
+    /// The next group; empty if nobody waits.
+    fn take_group(&self) -> Vec<Waiting> {
+        let mut state = lock(&self.state);
         let mut group = Vec::new();
         let mut bytes = 0;
         while group.len() < MAX_GROUP && bytes < MAX_GROUP_BYTES {
@@ -142,7 +135,85 @@ impl Queue {
             group.push(waiting);
         }
         state.bytes -= bytes;
-        Some(group)
+        group
+    }
+
+    /// Wakes the store's thread if somebody waits.
+    pub(super) fn hand_over(&self) {
+        if !lock(&self.state).waiting.is_empty() {
+            self.changed.notify_one();
+        }
+    }
+}
+
+impl Shared {
+    /// Commits a transaction; blocks for as long as that takes, or leaves it to whoever commits now.
+    pub(super) fn commit_soon(
+        &self,
+        request: CommitRequest,
+    ) -> BoxFuture<'static, Result<Committed, KvError>> {
+        let (sender, receiver) = oneshot::channel();
+        self.queue.push(Waiting::Commit(Box::new(request), sender));
+        self.lead();
+        Box::pin(async move { receiver.await.unwrap_or(Err(KvError::CommitUnknown)) })
+    }
+
+    /// Makes everything committed so far durable; as [`Self::commit_soon`].
+    pub(super) fn sync_soon(&self) -> BoxFuture<'static, Result<(), KvError>> {
+        let (sender, receiver) = oneshot::channel();
+        self.queue.push(Waiting::Sync(sender));
+        self.lead();
+        Box::pin(async move { receiver.await.unwrap_or(Err(KvError::Closed(None))) })
+    }
+
+    /// Commits one group unless somebody is committing: he looks again when he is done.
+    fn lead(&self) {
+        let free = match self.committer.try_lock() {
+            Ok(committer) => committer,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        self.commit_group(free, false);
+        self.queue.hand_over();
+    }
+
+    /// Commits the next group; without one, and if `tick`, lets time pass.
+    fn commit_group(&self, mut committer: MutexGuard<'_, Option<Committer>>, tick: bool) {
+        let Some(committer) = committer.as_mut() else { return };
+        let group = self.queue.take_group();
+        let panics = FailOnPanic(self);
+        if !group.is_empty() {
+            if let Err(error) = committer.commit(group) {
+                self.stop(&error);
+            }
+        } else if tick {
+            committer.let_time_pass();
+        }
+        drop(panics);
+    }
+
+    fn stop(&self, error: &KvError) {
+        tracing::error!(%error, "the key-value store stops: a commit failed");
+        self.queue.fail(error);
+        self.watches.cancel(true);
+    }
+}
+
+/// A commit that panicked half-way leaves the store in doubt.
+struct FailOnPanic<'a>(&'a Shared);
+
+impl Drop for FailOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.stop(&KvError::Closed(Some("a commit panicked".into())));
+        }
+    }
+}
+
+/// Body of the store's own thread.
+pub(super) fn run(shared: &Shared, tick: Duration) {
+    while let Some(()) = shared.queue.wait(tick) {
+        shared.commit_group(lock(&shared.committer), true);
     }
 }
 
@@ -157,7 +228,6 @@ pub(super) struct Committer {
     base: u64,
     started: Instant,
     window: u64,
-    tick: Duration,
 }
 
 /// What a group came to, before it is written.
@@ -189,20 +259,6 @@ impl Committer {
             base: published,
             started: Instant::now(),
             window,
-            tick: age / 8,
-        }
-    }
-
-    pub(super) fn run(mut self) {
-        while let Some(group) = self.shared.queue.next_group(self.tick) {
-            if group.is_empty() {
-                self.let_time_pass();
-            } else if let Err(error) = self.commit(group) {
-                tracing::error!(%error, "the key-value store stops: a commit failed");
-                self.shared.queue.fail(&error);
-                self.shared.watches.cancel(true);
-                return;
-            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! The engine on one machine: fjall as the sorted durable store, our resolver and our group commit.
 //!
-//! One thread commits: it takes all that wait, judges them in order, writes one batch, makes it as durable
-//! as the strictest asks for, publishes the new state and answers. Reads run on the caller's thread, from a
+//! One caller or the store's thread commits at a time: it takes all that wait, judges them in order, writes one
+//! batch, makes it as durable as the strictest asks for, publishes the new state and answers. Reads run on the caller's thread, from a
 //! snapshot of the published state. Versions are microseconds, as in FoundationDB. One process
 //! opens a store at a time.
 #![allow(clippy::disallowed_methods)] // The engine owns threads and reads the monotonic clock for versions.
@@ -13,6 +13,8 @@ mod flush;
 mod journal;
 mod store;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -32,7 +34,7 @@ use crate::watch::WatchSet;
 
 pub use dump::{ExportSummary, verify_export};
 
-use commit::Queue;
+use commit::{Committer, Queue};
 use flush::Flusher;
 use store::{Opened, Store};
 
@@ -105,6 +107,8 @@ pub(crate) struct Shared {
     published: Mutex<Option<Published>>,
     oldest: AtomicU64,
     queue: Queue,
+    /// Held by whoever commits. Gone after closing.
+    committer: Mutex<Option<Committer>>,
     flusher: Flusher,
     watches: WatchSet,
     stats: Mutex<LocalStats>,
@@ -132,6 +136,7 @@ impl LocalKv {
             published: Mutex::new(Some(Published { newest, older: VecDeque::new() })),
             oldest: AtomicU64::new(published),
             queue: Queue::default(),
+            committer: Mutex::default(),
             flusher: Flusher::new(store.db_dir(), mark, options.flush_after),
             watches: WatchSet::default(),
             stats: Mutex::default(),
@@ -139,10 +144,12 @@ impl LocalKv {
             store: Mutex::new(Some(store.clone())),
         });
         let handle = Handle { shared, threads: Mutex::default() };
+        let shared = handle.shared.clone();
+        let committer = Committer::new(shared, store, version, published, options.tx_age);
+        *lock(&handle.shared.committer) = Some(committer);
         handle.start("kv-commit", path, {
             let shared = handle.shared.clone();
-            let committer = commit::Committer::new(shared, store, version, published, options.tx_age);
-            move || committer.run()
+            move || commit::run(&shared, options.tx_age / 8)
         })?;
         handle.start("kv-flush", path, {
             let shared = handle.shared.clone();
@@ -190,6 +197,7 @@ impl Handle {
             }
         }
         shared.flusher.stop();
+        drop(lock(&shared.committer).take());
         shared.watches.cancel(true);
         *lock(&shared.published) = None;
         let Some(store) = lock(&shared.store).take() else { return Ok(()) };
@@ -278,7 +286,7 @@ impl Engine for Shared {
     }
 
     fn commit(&self, request: CommitRequest) -> BoxFuture<'static, Result<Committed, KvError>> {
-        self.queue.commit(request)
+        self.commit_soon(request)
     }
 
     fn arm(&self, watches: Vec<WatchRequest>) -> Result<(), KvError> {
@@ -308,6 +316,6 @@ impl Kv for LocalKv {
     }
 
     fn sync(&self) -> BoxFuture<'static, Result<(), KvError>> {
-        self.0.shared.queue.sync()
+        self.0.shared.sync_soon()
     }
 }
