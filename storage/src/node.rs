@@ -195,6 +195,7 @@ impl Node {
         let mut told = self.reported();
         while !*shutdown.borrow() {
             self.context.rt.sleep(UPKEEP).await;
+            self.retry_broken();
             let ended = self.context.routing.view().ended_clients.clone();
             for target in self.running() {
                 target.look_at_space();
@@ -295,7 +296,7 @@ impl Node {
                     report.capacity_bytes = space.total;
                 }
             }
-            Some(Slot::Broken { generation, trouble, wants_replacement }) => {
+            Some(Slot::Broken { generation, trouble, wants_replacement, .. }) => {
                 report.generation = *generation;
                 report.trouble.clone_from(trouble);
                 report.wants_replacement = *wants_replacement;

@@ -8,7 +8,7 @@ use crate::node::Node;
 use crate::target::Target;
 use ember_engine::{Engine, EngineConfig, EngineError, Identity};
 use ember_rt::select::join_all;
-use ember_types::{Generation, TargetId, TargetInfo};
+use ember_types::{Generation, Instant, TargetId, TargetInfo};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -26,8 +26,13 @@ pub(crate) enum Slot {
         trouble: String,
         /// Whether a new generation would help: its content is damaged, other replicas may have it.
         wants_replacement: bool,
+        /// When it is tried again: a disk may be mounted late, or made writable.
+        retry_at: Instant,
     },
 }
+
+/// Pause between two tries of a target that can't be opened.
+const RETRY: Duration = Duration::from_secs(10);
 
 /// The directory of a generation of a target, relative to its disk.
 fn dir_of(target: TargetId, generation: Generation) -> String {
@@ -49,7 +54,7 @@ impl Node {
         for info in &assigned {
             self.slots.borrow_mut().insert(info.id, Slot::Opening);
         }
-        join_all(assigned.into_iter().map(|info| self.clone().open(info))).await;
+        join_all(assigned.into_iter().map(|info| self.clone().open(info, None))).await;
     }
 
     /// Does what routing says of one target, if anything is to be done.
@@ -62,11 +67,29 @@ impl Node {
         };
         if stale {
             self.slots.borrow_mut().insert(info.id, Slot::Opening);
-            self.context.rt.spawn("open target", self.clone().open(info.clone()));
+            self.context.rt.spawn("open target", self.clone().open(info.clone(), None));
         }
     }
 
-    async fn open(self: Rc<Self>, info: TargetInfo) {
+    /// Tries again what could not be opened, unless its content is damaged.
+    pub(crate) fn retry_broken(self: &Rc<Self>) {
+        let now = self.context.rt.now();
+        for info in self.assigned() {
+            let before = match self.slots.borrow().get(&info.id) {
+                Some(Slot::Broken { trouble, wants_replacement: false, retry_at, .. })
+                    if *retry_at <= now =>
+                {
+                    trouble.clone()
+                }
+                _ => continue,
+            };
+            self.slots.borrow_mut().insert(info.id, Slot::Opening);
+            self.context.rt.spawn("open target again", self.clone().open(info, Some(before)));
+        }
+    }
+
+    /// `before` is the trouble that is known already.
+    async fn open(self: Rc<Self>, info: TargetInfo, before: Option<String>) {
         let slot = match self.try_open(&info).await {
             Ok(target) => {
                 let view = self.context.routing.view();
@@ -77,7 +100,9 @@ impl Node {
                 Slot::Running(target)
             }
             Err(broken) => {
-                if let Slot::Broken { trouble, .. } = &broken {
+                if let Slot::Broken { trouble, .. } = &broken
+                    && before.as_ref() != Some(trouble)
+                {
                     tracing::error!(target = %info.id, generation = %info.generation, "{trouble}");
                 }
                 broken
@@ -96,6 +121,7 @@ impl Node {
             generation: info.generation,
             trouble,
             wants_replacement,
+            retry_at: self.context.rt.now() + RETRY,
         };
         let Some(queue) = self.disks.get(info.disk as usize) else {
             return Err(broken(format!("disk {} is not in this node's configuration", info.disk), false));

@@ -135,6 +135,32 @@ fn damaged_storage_files_are_named_and_healed_from_the_others() -> Result<()> {
 }
 
 #[test]
+fn a_disk_that_is_mounted_late_is_taken_in_without_a_restart() -> Result<()> {
+    let Some(cluster) = mounted("late")? else { return Ok(()) };
+    fill(&cluster)?;
+    cluster.down()?;
+    let (disk, away) = (cluster.data().join("storage-1"), cluster.root().join("away"));
+    std::fs::create_dir(&away)?;
+    let is_target = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with("t-");
+    let names = std::fs::read_dir(&disk)?.map(|entry| Ok(entry?.file_name()));
+    let targets: Vec<_> = names.filter(|n| n.as_ref().is_ok_and(|n| is_target(n))).collect::<Result<_>>()?;
+    ensure!(!targets.is_empty(), "no target in {}", disk.display());
+    for name in &targets {
+        std::fs::rename(disk.join(name), away.join(name))?;
+    }
+    cluster.up(&[])?;
+    cluster.wait_health("WARN", SOON)?;
+    expect_exit(&cluster.ember(&["status"])?, 1, &["is missing or empty: is the disk mounted?"])?;
+    std::fs::write(cluster.mount().join("meanwhile"), content(99))?;
+    for name in &targets {
+        std::fs::rename(away.join(name), disk.join(name))?;
+    }
+    cluster.wait_health("OK", SOON)?;
+    cluster.verify_replicas()?;
+    read_all(&cluster)
+}
+
+#[test]
 fn a_damaged_metadata_store_is_refused_and_an_import_brings_it_back() -> Result<()> {
     let Some(cluster) = mounted("meta-damage")? else { return Ok(()) };
     fill(&cluster)?;
