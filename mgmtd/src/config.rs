@@ -43,11 +43,12 @@ impl Config {
         {
             return Err("no time of mgmtd may be 0".into());
         }
-        if self.heartbeat_ms * 3 > self.node_lease_ms {
-            let least = self.heartbeat_ms * 3;
+        let least = self.heartbeat_ms.saturating_mul(3);
+        if least > self.node_lease_ms {
             return Err(format!("node_lease_ms must be at least three heartbeats ({least})"));
         }
-        let takeover = self.primary_lease_ms + 2 * self.drift_ms + 2 * self.primary_poll_ms;
+        let twice = self.drift_ms.saturating_add(self.primary_poll_ms).saturating_mul(2);
+        let takeover = self.primary_lease_ms.saturating_add(twice);
         if takeover >= self.node_lease_ms {
             return Err(format!(
                 "a change of primary takes up to {takeover} ms, longer than node_lease_ms ({}): nodes would \
@@ -55,7 +56,7 @@ impl Config {
                 self.node_lease_ms
             ));
         }
-        if self.primary_poll_ms * 3 > self.primary_lease_ms {
+        if self.primary_poll_ms.saturating_mul(3) > self.primary_lease_ms {
             return Err("primary_lease_ms must be at least three times primary_poll_ms".into());
         }
         Ok(())
@@ -95,5 +96,20 @@ mod tests {
         assert!(slow.validate().expect_err("too slow").contains("primary_lease_ms"));
         let hasty = Config { heartbeat_ms: 2_000, ..Config::default() };
         assert!(hasty.validate().is_err());
+    }
+
+    #[test]
+    fn absurd_times_are_refused() {
+        let change: [fn(&mut Config); 4] = [
+            |c| c.heartbeat_ms = u64::MAX,
+            |c| c.primary_lease_ms = u64::MAX,
+            |c| c.drift_ms = u64::MAX,
+            |c| c.primary_poll_ms = u64::MAX,
+        ];
+        for (i, change) in change.iter().enumerate() {
+            let mut config = Config::default();
+            change(&mut config);
+            assert!(config.validate().is_err(), "{i}");
+        }
     }
 }

@@ -6,6 +6,7 @@
 
 mod arrows;
 mod faults;
+mod fuzz;
 mod lengths;
 mod perf;
 mod process;
@@ -39,6 +40,8 @@ enum Task {
         #[arg(long, default_value_t = 1000)]
         seeds: u64,
     },
+    /// Searches with libFuzzer for inputs that break a decoder of disk, wire or user bytes.
+    Fuzz(fuzz::FuzzArgs),
     /// Kills processes of a real cluster and checks what users see of it.
     Faults(faults::FaultArgs),
     /// Measures the mount and the native client against fio on the same disk.
@@ -60,6 +63,7 @@ fn run(task: Task) -> Result<()> {
         Task::Tidy => tidy::run(),
         Task::Test { fail_fast } => suite::run(fail_fast),
         Task::Mutants { seeds } => suite::mutants(seeds),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Faults(args) => faults::run(&args),
         Task::Perf(args) => perf::run(&args),
     }

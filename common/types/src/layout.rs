@@ -13,8 +13,9 @@ pub const CHUNK_SIZE_DEFAULT: u32 = 1 << 20;
 /// Most chains that a file is striped over.
 pub const STRIPE_MAX: u32 = 4096;
 
-/// Where a file's chunks lie. A value of this type is valid; [`Layout::new`] refuses others.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Encode, Decode, Serialize, Deserialize)]
+/// Where a file's chunks lie. A value of this type is valid: [`Layout::new`] and decoders refuse others.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Encode, Serialize, Deserialize)]
+#[serde(try_from = "Fields")]
 pub struct Layout {
     #[n(0)]
     table: ChainTableId,
@@ -28,6 +29,37 @@ pub struct Layout {
     base: u32,
     #[n(5)]
     seed: u64,
+}
+
+/// What stands in the bytes of a layout, unchecked.
+#[derive(Decode, Deserialize)]
+struct Fields {
+    #[n(0)]
+    table: ChainTableId,
+    #[n(1)]
+    table_version: ChainTableVersion,
+    #[n(2)]
+    chunk_size: u32,
+    #[n(3)]
+    stripe: u32,
+    #[n(4)]
+    base: u32,
+    #[n(5)]
+    seed: u64,
+}
+
+impl TryFrom<Fields> for Layout {
+    type Error = &'static str;
+    fn try_from(f: Fields) -> Result<Self, Self::Error> {
+        Self::new(f.table, f.table_version, f.chunk_size, f.stripe, f.base, f.seed)
+            .ok_or("chunk size or stripe of a layout is out of range")
+    }
+}
+
+impl<'b, C> Decode<'b, C> for Layout {
+    fn decode(d: &mut minicbor::Decoder<'b>, ctx: &mut C) -> Result<Self, minicbor::decode::Error> {
+        Self::try_from(Fields::decode(d, ctx)?).map_err(minicbor::decode::Error::message)
+    }
 }
 
 impl Layout {
@@ -45,7 +77,7 @@ impl Layout {
         let layout = Self { table, table_version, chunk_size, stripe, base, seed };
         (size_ok && (1..=STRIPE_MAX).contains(&stripe)).then_some(layout)
     }
-    /// Whether a decoded layout obeys the limits of [`Layout::new`]; decoders of foreign bytes check it.
+    /// Whether it obeys the limits of [`Layout::new`].
     pub fn is_valid(&self) -> bool {
         Self::new(self.table, self.table_version, self.chunk_size, self.stripe, self.base, self.seed)
             .is_some()
@@ -169,6 +201,19 @@ mod tests {
         let got: Vec<_> = pieces.iter().map(|p| (p.chunk.index, p.offset, p.length, p.file_offset)).collect();
         assert_eq!(got, [(0, 65526, 10, size - 10), (1, 0, 65536, size), (2, 0, 10, 2 * size)]);
         assert_eq!(layout(2, 0, 0).pieces(DataId(5), 7, 0).count(), 0);
+    }
+
+    #[test]
+    fn bytes_of_a_bad_layout_are_refused() {
+        let good = minicbor::to_vec(layout(2, 0, 0)).unwrap();
+        assert_eq!(minicbor::decode::<Layout>(&good).unwrap(), layout(2, 0, 0));
+        // A chunk size of 0 would be divided by; one that is no power of two names other chunks.
+        for chunk_size in [0, 3, CHUNK_SIZE_MIN + 1, CHUNK_SIZE_MAX * 2] {
+            let bad = Layout { chunk_size, ..layout(2, 0, 0) };
+            assert!(minicbor::decode::<Layout>(&minicbor::to_vec(bad).unwrap()).is_err(), "{chunk_size}");
+        }
+        let bad = Layout { stripe: STRIPE_MAX + 1, ..layout(2, 0, 0) };
+        assert!(minicbor::decode::<Layout>(&minicbor::to_vec(bad).unwrap()).is_err());
     }
 
     #[test]

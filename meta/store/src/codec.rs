@@ -7,7 +7,8 @@ use minicbor::{Decode, Encode};
 /// The format that this version writes, and the newest that it reads.
 pub(crate) const FORMAT: u8 = 1;
 
-pub(crate) fn encode<T: Encode<()>>(value: &T) -> Vec<u8> {
+/// The value of a record.
+pub fn encode<T: Encode<()>>(value: &T) -> Vec<u8> {
     let mut out = vec![FORMAT];
     if let Err(error) = minicbor::encode(value, &mut out) {
         unreachable!("writing to memory cannot fail: {error}");
@@ -15,7 +16,8 @@ pub(crate) fn encode<T: Encode<()>>(value: &T) -> Vec<u8> {
     out
 }
 
-pub(crate) fn decode<'b, T: Decode<'b, ()>>(table: &'static str, key: &[u8], value: &'b [u8]) -> Result<T> {
+/// Reads the value of a record; the error names its table and key.
+pub fn decode<'b, T: Decode<'b, ()>>(table: &'static str, key: &[u8], value: &'b [u8]) -> Result<T> {
     let damaged = |what: String| Error::Damaged { table, key: key.escape_ascii().to_string(), what };
     match value.split_first() {
         Some((&FORMAT, body)) => {

@@ -5,6 +5,8 @@ use ember_types::file::FileKind;
 use ember_types::{ClientId, ClusterTime, DataId, InodeId, Layout, UnixTime};
 use minicbor::{Decode, Encode};
 
+pub use crate::codec::{decode, encode};
+
 /// An inode.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
 #[cbor(map)]

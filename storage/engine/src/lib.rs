@@ -19,6 +19,7 @@ mod api;
 mod checkpoint;
 mod class;
 mod crc;
+pub mod decode;
 mod engine;
 mod error;
 mod files;

@@ -10,7 +10,7 @@ use ember_types::ClusterId;
 use super::files::{exists, io, sync_dir};
 use super::store::{Each, Opened, Store};
 use super::{LocalKv, LocalOptions};
-use crate::api::{Durability, MAX_KEY_BYTES, MAX_VALUE_BYTES};
+use crate::api::{Durability, KeyValue, MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use crate::error::KvError;
 use crate::mutation::Overlay;
 use crate::oneshot::lock;
@@ -114,6 +114,30 @@ pub fn verify_export(export: &mut dyn Read, name: &Path) -> Result<ExportSummary
     let (cluster_id, version) = source.header()?;
     source.pairs(&mut |_, _| Ok(()))?;
     Ok(ExportSummary { cluster_id, version, pairs: source.count, bytes: source.at })
+}
+
+/// Cluster, version and pairs of an export in memory.
+pub(super) fn decode_export(mut bytes: &[u8]) -> Result<(ClusterId, u64, Vec<KeyValue>), KvError> {
+    let mut source = Source::new(&mut bytes, Path::new("export"));
+    let (cluster_id, version) = source.header()?;
+    let mut pairs = Vec::new();
+    source.pairs(&mut |key, value| {
+        pairs.push((key.to_vec(), value.to_vec()));
+        Ok(())
+    })?;
+    Ok((cluster_id, version, pairs))
+}
+
+/// An export in memory.
+pub(super) fn encode_export(cluster: ClusterId, version: u64, pairs: &[KeyValue]) -> Vec<u8> {
+    let mut bytes = encode_header(cluster, version);
+    let mut record = Vec::new();
+    for (key, value) in pairs {
+        encode_pair(&mut record, key, value);
+        bytes.extend_from_slice(&record);
+    }
+    bytes.extend(encode_end(pairs.len() as u64));
+    bytes
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {

@@ -69,27 +69,33 @@ pub(super) fn check_format(dir: &Path, cluster: ClusterId) -> Result<(), KvError
         }
         Err(error) => return Err(io(&path, "reading", &error)),
     };
-    let wrong = |what: String| Err(KvError::WrongStore { path: path.clone(), what });
-    let Some((content, sum)) = bytes.split_last_chunk::<4>().filter(|_| bytes.len() == FORMAT_BYTES) else {
-        return Err(corrupt(&path, Some(0), format!("{} bytes instead of {FORMAT_BYTES}", bytes.len())));
-    };
-    if !content.starts_with(FORMAT_MAGIC) || crc32c::crc32c(content) != u32::from_le_bytes(*sum) {
-        return Err(corrupt(&path, Some(0), "wrong magic bytes or checksum"));
-    }
-    let version = content[8..12].try_into().map_or(0, u32::from_le_bytes);
-    if version != FORMAT_VERSION {
-        return wrong(format!(
-            "format version {version}, this program reads {FORMAT_VERSION}; use the release that wrote it"
-        ));
-    }
-    let found = content[16..32].try_into().map(ClusterId).unwrap_or_default();
+    let found = decode_format(&path, &bytes)?;
     if found != cluster {
-        return wrong(format!("it belongs to cluster {found}, not to {cluster}; give the right --data"));
+        let what = format!("it belongs to cluster {found}, not to {cluster}; give the right --data");
+        return Err(KvError::WrongStore { path, what });
     }
     Ok(())
 }
 
-fn encode_format(cluster: ClusterId) -> Vec<u8> {
+/// Whose store it is; another format version is refused.
+pub(super) fn decode_format(path: &Path, bytes: &[u8]) -> Result<ClusterId, KvError> {
+    let Some((content, sum)) = bytes.split_last_chunk::<4>().filter(|_| bytes.len() == FORMAT_BYTES) else {
+        return Err(corrupt(path, Some(0), format!("{} bytes instead of {FORMAT_BYTES}", bytes.len())));
+    };
+    if !content.starts_with(FORMAT_MAGIC) || crc32c::crc32c(content) != u32::from_le_bytes(*sum) {
+        return Err(corrupt(path, Some(0), "wrong magic bytes or checksum"));
+    }
+    let version = content[8..12].try_into().map_or(0, u32::from_le_bytes);
+    if version != FORMAT_VERSION {
+        let what = format!(
+            "format version {version}, this program reads {FORMAT_VERSION}; use the release that wrote it"
+        );
+        return Err(KvError::WrongStore { path: path.to_path_buf(), what });
+    }
+    Ok(content[16..32].try_into().map(ClusterId).unwrap_or_default())
+}
+
+pub(super) fn encode_format(cluster: ClusterId) -> Vec<u8> {
     let mut bytes = FORMAT_MAGIC.to_vec();
     bytes.extend(FORMAT_VERSION.to_le_bytes());
     bytes.extend([0; 4]);
@@ -160,7 +166,7 @@ impl Mark {
     }
 }
 
-fn encode_mark(version: u64) -> [u8; MARK_BYTES] {
+pub(super) fn encode_mark(version: u64) -> [u8; MARK_BYTES] {
     let mut bytes = [0; MARK_BYTES];
     bytes[..8].copy_from_slice(MARK_MAGIC);
     bytes[8..16].copy_from_slice(&version.to_le_bytes());
@@ -169,7 +175,7 @@ fn encode_mark(version: u64) -> [u8; MARK_BYTES] {
     bytes
 }
 
-fn decode_mark(bytes: &[u8; MARK_BYTES]) -> Option<u64> {
+pub(super) fn decode_mark(bytes: &[u8; MARK_BYTES]) -> Option<u64> {
     let (content, sum) = bytes.split_last_chunk::<4>()?;
     let whole = content.starts_with(MARK_MAGIC) && crc32c::crc32c(content) == u32::from_le_bytes(*sum);
     let version = content.last_chunk::<8>().map(|v| u64::from_le_bytes(*v))?;

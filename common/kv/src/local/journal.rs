@@ -5,7 +5,7 @@
 //! and its predecessor's, so a lost batch shows; whether a cut tail mattered, the durability mark says.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufReader, ErrorKind, Read, Seek, SeekFrom};
+use std::io::{BufReader, Cursor, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3;
@@ -102,8 +102,20 @@ struct Bad {
 }
 
 fn scan(path: &Path, chain: &mut Chain) -> Result<End, KvError> {
-    let file = File::open(path).map_err(|e| io(path, "opening", &e))?;
-    let mut source = Source { reader: BufReader::with_capacity(1 << 16, file), pos: 0, failure: None };
+    scan_from(path, File::open(path).map_err(|e| io(path, "opening", &e))?, chain)
+}
+
+/// The version of the last batch in the bytes of one journal. `Corrupt` if anything but zeros follows it.
+pub(super) fn last_version(bytes: &[u8]) -> Result<Option<u64>, KvError> {
+    let (path, mut chain) = (Path::new("journal"), Chain::default());
+    match scan_from(path, Cursor::new(bytes), &mut chain)?.bad {
+        Some((offset, what)) => Err(corrupt(path, Some(offset), what)),
+        None => Ok(chain.version),
+    }
+}
+
+fn scan_from<R: Read + Seek>(path: &Path, from: R, chain: &mut Chain) -> Result<End, KvError> {
+    let mut source = Source { reader: BufReader::with_capacity(1 << 16, from), pos: 0, failure: None };
     let mut valid = 0;
     let bad = loop {
         match batch(&mut source, chain) {
@@ -121,7 +133,7 @@ fn scan(path: &Path, chain: &mut Chain) -> Result<End, KvError> {
 }
 
 /// Whether anything but zeros follows `from`: journals are preallocated with zeros.
-fn has_content(mut reader: BufReader<File>, from: u64) -> std::io::Result<bool> {
+fn has_content<R: Read + Seek>(mut reader: BufReader<R>, from: u64) -> std::io::Result<bool> {
     reader.seek(SeekFrom::Start(from))?;
     let mut block = vec![0; 1 << 16];
     loop {
@@ -135,14 +147,14 @@ fn has_content(mut reader: BufReader<File>, from: u64) -> std::io::Result<bool> 
     }
 }
 
-struct Source {
-    reader: BufReader<File>,
+struct Source<R> {
+    reader: BufReader<R>,
     pos: u64,
     /// An error of the disk, as opposed to the file's end.
     failure: Option<std::io::Error>,
 }
 
-impl Source {
+impl<R: Read> Source<R> {
     fn take(&mut self, buf: &mut [u8]) -> Result<(), Bad> {
         match self.reader.read_exact(buf) {
             Ok(()) => {
@@ -165,7 +177,7 @@ impl Source {
 }
 
 /// Reads one batch; false at a clean end of the file.
-fn batch(source: &mut Source, chain: &mut Chain) -> Result<bool, Bad> {
+fn batch<R: Read>(source: &mut Source<R>, chain: &mut Chain) -> Result<bool, Bad> {
     let start = source.pos;
     let mut tag = [0; 1];
     match source.reader.read(&mut tag) {
@@ -208,7 +220,7 @@ fn batch(source: &mut Source, chain: &mut Chain) -> Result<bool, Bad> {
 }
 
 /// Reads one item; returns the versions if it is the one that carries them.
-fn item(source: &mut Source, sum: &mut Xxh3) -> Result<Option<(u64, u64)>, Bad> {
+fn item<R: Read>(source: &mut Source<R>, sum: &mut Xxh3) -> Result<Option<(u64, u64)>, Bad> {
     let offset = source.pos;
     let bad = |what| Bad { offset, what };
     let head = source.array::<21>()?;

@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods)] // The engine owns threads and reads the monotonic clock for versions.
 
 mod commit;
+pub mod decode;
 mod dump;
 mod files;
 mod flush;

@@ -15,6 +15,13 @@ const BLOCK_HEADER_BYTES: usize = 33;
 const BLOCK_MAGIC: &[u8] = b"LSM\x03";
 const VERSION_MARKER: &[u8] = b"FJL\x03";
 
+/// What ends an archive: position and length of its table of contents, of eight bytes each.
+const TRAILER_POSITIONS: usize = 16;
+/// What a table of contents starts with, before its number of entries.
+const TOC_MAGIC_BYTES: usize = 4;
+/// Least length of an entry: position, length, length of the name.
+const TOC_ENTRY_BYTES: usize = 18;
+
 /// Checks the database in `db`: fjall's version marker, each manifest, each table.
 pub(super) fn check(db: &Path) -> Result<(), KvError> {
     let marker = db.join("version");
@@ -65,7 +72,8 @@ fn check_tree(tree: &Path) -> Result<(), KvError> {
 }
 
 /// The tables that a manifest lists, with their checksums.
-fn tables_of(manifest: &[u8]) -> Option<Vec<(u64, u128)>> {
+pub(super) fn tables_of(manifest: &[u8]) -> Option<Vec<(u64, u128)>> {
+    toc_fits(manifest)?;
     let archive = sfa::Reader::from_reader(&mut Cursor::new(manifest)).ok()?;
     let section = archive.toc().section(b"tables")?;
     let (from, len) = (usize::try_from(section.pos()).ok()?, usize::try_from(section.len()).ok()?);
@@ -86,6 +94,14 @@ fn tables_of(manifest: &[u8]) -> Option<Vec<(u64, u128)>> {
         }
     }
     Some(tables)
+}
+
+/// `sfa` makes room for as many entries as a table of contents says before it reads one: they must fit.
+fn toc_fits(manifest: &[u8]) -> Option<()> {
+    let mut trailer = Fields(manifest.get(manifest.len().checked_sub(TRAILER_POSITIONS)?..)?);
+    let from = usize::try_from(trailer.u64()?).ok()?.checked_add(TOC_MAGIC_BYTES)?;
+    let entries = Fields(manifest.get(from..)?).u32()?;
+    (entries as usize <= manifest.len() / TOC_ENTRY_BYTES).then_some(())
 }
 
 fn check_table(path: &Path, expected: u128) -> Result<(), KvError> {
@@ -112,7 +128,7 @@ fn check_table(path: &Path, expected: u128) -> Result<(), KvError> {
 }
 
 /// Where the damage of a table begins, to the block; behind the blocks, where they end.
-fn damaged_block(bytes: &[u8]) -> Option<u64> {
+pub(super) fn damaged_block(bytes: &[u8]) -> Option<u64> {
     let mut at = 0;
     while let Some(rest) = bytes.get(at..) {
         let head = rest.get(..BLOCK_HEADER_BYTES)?;
@@ -152,5 +168,29 @@ impl Fields<'_> {
 
     fn u128(&mut self) -> Option<u128> {
         self.array().map(u128::from_le_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_long_table_of_contents_is_refused_before_room_is_made_for_it() {
+        let mut archive = sfa::Writer::from_writer(Cursor::new(Vec::new()));
+        archive.start("tables").unwrap();
+        archive.write_all(&[0]).unwrap();
+        let good = archive.into_inner().unwrap().into_inner();
+        assert_eq!(tables_of(&good), Some(Vec::new()));
+        let mut trailer = Fields(&good[good.len() - TRAILER_POSITIONS..]);
+        let at = trailer.u64().unwrap() as usize + TOC_MAGIC_BYTES;
+        for entries in [u32::MAX, 1 << 20, 100] {
+            let mut bad = good.clone();
+            bad[at..at + 4].copy_from_slice(&entries.to_le_bytes());
+            assert_eq!(toc_fits(&bad), None);
+            assert_eq!(tables_of(&bad), None);
+        }
+        assert_eq!(tables_of(b""), None);
     }
 }
