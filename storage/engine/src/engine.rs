@@ -8,6 +8,7 @@ use crate::files::Files;
 use crate::index::Index;
 use crate::inner::{CounterCells, Counters, EngineConfig, Inner, open_data};
 use crate::log::{Log, Segment, create_segment, segment_name};
+use crate::migrate;
 use crate::record::{Entry, Record};
 use crate::recover::{Recovery, load, slots_in};
 use crate::slots::Slots;
@@ -43,7 +44,7 @@ impl Drop for Reservation {
 
 fn is_ours(name: &str) -> bool {
     let prefixes = ["log-", "checkpoint-", "data-", "superblock-"];
-    prefixes.iter().any(|prefix| name.starts_with(prefix))
+    prefixes.iter().any(|prefix| name.starts_with(prefix)) || migrate::is_ours(name)
 }
 
 impl Engine {
@@ -95,13 +96,26 @@ impl Engine {
         Self::assemble(rt, files, *identity, config, index.into_inner(), segment, generations)
     }
 
-    /// Opens the target in `dir` and recovers its state.
+    /// Opens the target in `dir` and recovers its state. A target of an older format version is brought to
+    /// [`crate::FORMAT`] first.
     pub async fn open(
+        rt: &Rt,
+        queue: &DiskQueue,
+        dir: &str,
+        expected: (ClusterId, TargetId),
+        config: EngineConfig,
+    ) -> Result<(Self, Recovery)> {
+        Self::open_with(rt, queue, dir, expected, config, migrate::MIGRATIONS).await
+    }
+
+    /// Like [`Engine::open`], with other migrations than this release's: for tests of the way they are run.
+    pub async fn open_with(
         rt: &Rt,
         queue: &DiskQueue,
         dir: &str,
         (cluster, target): (ClusterId, TargetId),
         config: EngineConfig,
+        migrations: &[migrate::Migration],
     ) -> Result<(Self, Recovery)> {
         let files = Files::new(queue, dir);
         if files.list()?.iter().any(|name| name == CREATING) {
@@ -113,6 +127,7 @@ impl Engine {
             });
         }
         files.lock()?;
+        migrate::run(&files, migrations)?;
         let (identity, damaged) = superblock::read(&files)?;
         superblock::expect(&files, &identity, cluster, target)?;
         let mut loaded = load(&files, target.0).await?;

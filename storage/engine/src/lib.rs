@@ -28,6 +28,7 @@ mod fsck;
 mod index;
 mod inner;
 mod log;
+pub mod migrate;
 mod plan;
 mod read;
 mod reader;

@@ -49,6 +49,17 @@ pub(crate) fn encode(identity: &Identity) -> Vec<u8> {
     out
 }
 
+/// The format version that a whole copy names. Magic, version and checksum stand where they do in every format
+/// version.
+pub(crate) fn version(bytes: &[u8]) -> Option<u32> {
+    (bytes.len() == SIZE && bytes.starts_with(&MAGIC)).then_some(())?;
+    let mut r = Reader(&bytes[8..]);
+    let (version, sum) = (r.u32().ok()?, r.u32().ok()?);
+    let mut zeroed = bytes.to_vec();
+    zeroed[12..16].fill(0);
+    (crc32c(&zeroed) == sum).then_some(version)
+}
+
 /// Reads a copy. `file` is for errors.
 pub(crate) fn decode(file: &str, bytes: &[u8]) -> Result<Identity> {
     let corrupt = |offset, what: &str| EngineError::corrupt(file, offset, what);
@@ -71,7 +82,9 @@ pub(crate) fn decode(file: &str, bytes: &[u8]) -> Result<Identity> {
         |offset, what: String, remedy| EngineError::Refused { file: file.into(), offset, what, remedy };
     if format != FORMAT {
         let what = format!("format version {format}, this release knows {FORMAT}");
-        return Err(refused(8, what, "use the release that wrote it, or a later one"));
+        let newer = "use the release that wrote it, or a later one";
+        let older = "open it once with a release that still brings this version to a newer one";
+        return Err(refused(8, what, if format > FORMAT { newer } else { older }));
     }
     let generation = Generation(u32_field(28)?);
     let geometry = (u32_field(4)?, u32_field(0)?, u32_field(0)?);
