@@ -2,7 +2,7 @@
 
 use crate::shared::lock;
 use ember_types::file::Attributes;
-use ember_types::{Capability, ClientId, DataId, InodeId, Instant, Layout, SessionId, UnixTime};
+use ember_types::{Capability, ClientId, DataId, InodeId, Instant, Layout, SessionId, UnixTime, mutant};
 use ember_wire::meta::{OpenFlags, Written};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -143,7 +143,8 @@ pub(crate) struct Grant {
 impl Grant {
     /// A grant that was asked for at `asked` and lasts for `life` from then on at least.
     pub(crate) fn new(capability: Capability, asked: Instant, life: Duration) -> Self {
-        Self { capability, renew_at: asked + life / 2 }
+        let wait = if mutant!(r20_renewed_at_the_end) { life } else { life / 2 };
+        Self { capability, renew_at: asked + wait }
     }
 }
 
@@ -236,6 +237,13 @@ mod tests {
         state.settled(&state.unsettled().unwrap());
         assert_eq!(state.unsettled(), None);
         assert_eq!(state.length(), 100);
+    }
+
+    #[test]
+    fn r20_a_capability_is_renewed_at_half_its_life() {
+        let asked = Instant(0) + Duration::from_secs(100);
+        let grant = Grant::new(Capability::NONE, asked, Duration::from_secs(30));
+        assert_eq!(grant.renew_at, asked + Duration::from_secs(15));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod arrows;
 mod faults;
 mod fuzz;
 mod lengths;
+mod mutants;
 mod perf;
 mod process;
 mod suite;
@@ -34,12 +35,8 @@ enum Task {
         #[arg(long)]
         fail_fast: bool,
     },
-    /// Runs the simulator with each planted bug and fails if one survives.
-    Mutants {
-        /// Seeds for each bug at most.
-        #[arg(long, default_value_t = 1000)]
-        seeds: u64,
-    },
+    /// Plants each bug in turn, runs the test or the simulation that is to find it, and fails if one survives.
+    Mutants(mutants::MutantArgs),
     /// Searches with libFuzzer for inputs that break a decoder of disk, wire or user bytes.
     Fuzz(fuzz::FuzzArgs),
     /// Kills processes of a real cluster and checks what users see of it.
@@ -62,7 +59,7 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Tidy => tidy::run(),
         Task::Test { fail_fast } => suite::run(fail_fast),
-        Task::Mutants { seeds } => suite::mutants(seeds),
+        Task::Mutants(args) => mutants::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Faults(args) => faults::run(&args),
         Task::Perf(args) => perf::run(&args),

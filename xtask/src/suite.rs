@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Tests that can't run on a machine append `name: reason` to the file that this variable names.
 const SKIPS: &str = "EMBER_SKIPS";
@@ -144,36 +144,4 @@ fn equal_hashes(seeds: u64) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Runs the simulator with each planted bug; one that no seed finds is a failure.
-pub(crate) fn mutants(seeds: u64) -> Result<()> {
-    let names = output(simulator(&["--list-mutants"]))?;
-    let limit = seeds.to_string();
-    let mut survivors = Vec::new();
-    for name in names.lines().filter(|line| !line.is_empty()) {
-        let begin = now();
-        let done =
-            simulator(&["--mutate", name, "--seeds", &limit]).output().context("starting the simulator")?;
-        let text = String::from_utf8_lossy(&done.stdout);
-        let found = done.status.code() == Some(1);
-        let what =
-            text.lines().rev().find(|line| line.contains("seed")).unwrap_or("no seed finds it").to_owned();
-        println!(
-            "{name:<40} {:<9} {:>6.1} s  {what}",
-            if found { "found" } else { "SURVIVES" },
-            secs(begin.elapsed())
-        );
-        if !found {
-            survivors.push(name.to_owned());
-        }
-    }
-    if !survivors.is_empty() {
-        bail!("planted bugs that survive: {}", survivors.join(", "));
-    }
-    Ok(())
-}
-
-fn secs(time: Duration) -> f64 {
-    time.as_secs_f64()
 }

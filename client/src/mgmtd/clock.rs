@@ -1,6 +1,6 @@
 //! Cluster time, with a known error bound (R20).
 
-use ember_types::{ClusterTime, Instant};
+use ember_types::{ClusterTime, Instant, mutant};
 use std::cell::Cell;
 use std::time::Duration;
 
@@ -39,7 +39,8 @@ impl ClusterClock {
     /// The latest that cluster time can be: whoever relies on an expiry not having passed uses this one.
     pub fn latest(&self, now: Instant) -> Option<ClusterTime> {
         let sample = self.0.get()?;
-        let passed = now.since(sample.sent);
+        let from = if mutant!(r20_time_counts_from_receipt) { sample.received } else { sample.sent };
+        let passed = now.since(from);
         Some(sample.time + passed + drift(passed) + Duration::from_millis(1))
     }
 }

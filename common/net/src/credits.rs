@@ -4,6 +4,7 @@
 //! Forwards have credits of their own for each position in the chain: a forward to the third replica never
 //! waits for one to the second, so forwards of chains that cross each other can't wait in a circle.
 
+use ember_types::mutant;
 use ember_wire::Class;
 
 /// Positions in a chain that have their own credits; later ones share the last.
@@ -20,6 +21,7 @@ pub const BYTES_PER_PERMIT: usize = 1024;
 pub fn lane(class: Class, position: u8) -> usize {
     match class {
         Class::Control => 0,
+        Class::Forward if mutant!(r15_forwards_share_a_lane) => POSITIONS,
         Class::Forward => POSITIONS - usize::from(position).min(POSITIONS - 1),
         Class::Write => POSITIONS + 1,
         Class::Read => POSITIONS + 2,
@@ -71,7 +73,7 @@ impl Ledger {
         let (requests, bytes) = (lanes(class) * requests_max(class), lanes(class) * BYTES_MAX);
         let at = class as usize;
         let permits = self.permits[at] + permits(payload) as usize;
-        if self.requests[at] >= requests {
+        if self.requests[at] >= requests && !mutant!(r15_credits_not_counted) {
             return Err(format!("more than {requests} open requests of class {class:?}"));
         }
         if permits > bytes / BYTES_PER_PERMIT {

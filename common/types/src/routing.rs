@@ -3,6 +3,7 @@
 use crate::chain::{Chain, ChainTable};
 use crate::id::{BootId, ChainId, ChainTableId, ChainTableVersion, Generation, InodeId, NodeId, TargetId};
 use crate::layout::Layout;
+use crate::mutant;
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -165,7 +166,8 @@ impl RoutingInfo {
             self.chains.extend(older.into_iter().map(|chain| (chain.id, chain)));
             return true;
         }
-        if delta.base.term != self.version.term || delta.base.counter > self.version.counter {
+        let fits = delta.base.term == self.version.term && delta.base.counter <= self.version.counter;
+        if !fits && !mutant!(r09_delta_without_its_base) {
             return false;
         }
         for node in &delta.nodes {
@@ -176,7 +178,7 @@ impl RoutingInfo {
         }
         for chain in &delta.chains {
             let newer = self.chains.get(&chain.id).is_none_or(|own| chain.version >= own.version);
-            if newer {
+            if newer || mutant!(r09_chain_goes_back) {
                 self.chains.insert(chain.id, chain.clone());
             }
         }
@@ -220,4 +222,53 @@ pub struct RoutingDelta {
     /// As in [`RoutingInfo`]: the whole list.
     #[n(8)]
     pub ended_clients: Vec<crate::ClientId>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ChainVersion;
+
+    fn at(term: u64, counter: u64) -> RoutingVersion {
+        RoutingVersion { term, counter }
+    }
+    fn chain(version: u64) -> Chain {
+        Chain {
+            id: ChainId(1),
+            version: ChainVersion(version),
+            targets: Vec::new(),
+            in_use: false,
+            last_in_use: ChainVersion(0),
+            in_use_members: Vec::new(),
+        }
+    }
+    fn delta(base: RoutingVersion, version: RoutingVersion, chain: Chain) -> RoutingDelta {
+        RoutingDelta { base, version, chains: vec![chain], ..RoutingDelta::default() }
+    }
+
+    #[test]
+    fn r09_a_delta_needs_its_base() {
+        let view = RoutingInfo { version: at(2, 5), ..RoutingInfo::default() };
+        for base in [at(1, 5), at(3, 5), at(2, 6)] {
+            let mut next = view.clone();
+            assert!(!next.apply(&delta(base, at(3, 9), chain(1))), "{base:?}");
+            assert_eq!(next, view);
+        }
+        let mut next = view.clone();
+        assert!(next.apply(&delta(at(2, 4), at(2, 6), chain(1))), "repeated changes do no harm");
+        assert_eq!((next.version, next.chains.len()), (at(2, 6), 1));
+    }
+
+    #[test]
+    fn r09_a_chain_is_replaced_by_higher_versions_only() {
+        let mut view = RoutingInfo { version: at(2, 5), ..RoutingInfo::default() };
+        view.chains.insert(ChainId(1), chain(7));
+        assert!(view.apply(&delta(at(2, 5), at(2, 6), chain(6))));
+        assert_eq!(view.chains[&ChainId(1)].version, ChainVersion(7));
+        let full = RoutingInfo { version: at(3, 1), chains: [(ChainId(1), chain(6))].into(), ..view.clone() };
+        assert!(view.apply(&RoutingDelta { full: Some(full), ..RoutingDelta::default() }));
+        assert_eq!((view.version, view.chains[&ChainId(1)].version), (at(3, 1), ChainVersion(7)));
+        assert!(view.apply(&delta(at(3, 1), at(3, 2), chain(8))));
+        assert_eq!(view.chains[&ChainId(1)].version, ChainVersion(8));
+    }
 }

@@ -153,7 +153,7 @@ impl Space<'_> {
                 Progress::Finish => return Ok(Progress::Finish),
             }
         }
-        if inode.links == 0 {
+        if inode.links == 0 && !mutant!(r18_open_holds_nothing) {
             self.extend_hold(env, id).await?;
         }
         self.begin_session(id, open);
@@ -335,7 +335,7 @@ impl Space<'_> {
         found: Option<Found>,
     ) -> Result<Progress<()>> {
         match self.find_session(id, session).await? {
-            Some(record) if record.until < before => {}
+            Some(record) if record.until < before || mutant!(r19_live_writer_settled) => {}
             _ => return Ok(Progress::Done(())),
         }
         if let Some(mut inode) = self.find_inode(id).await? {

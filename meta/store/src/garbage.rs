@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::record::Garbage;
 use crate::space::{Env, Space};
 use crate::table;
-use ember_types::{ClusterTime, DataId, InodeId, Layout};
+use ember_types::{ClusterTime, DataId, InodeId, Layout, mutant};
 
 /// An item of garbage as it is queued.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,7 +55,9 @@ impl Space<'_> {
         if self.value(&key).await?.is_none() || item.due > env.cluster {
             return Ok(None);
         }
-        self.require_durable();
+        if !mutant!(r03_removal_before_durable) {
+            self.require_durable();
+        }
         let (layout, extent) = match item.garbage.with_inode {
             false => (item.garbage.layout, item.garbage.extent.unwrap_or(u64::MAX)),
             true => {
@@ -64,7 +66,7 @@ impl Space<'_> {
                     return Ok(None);
                 };
                 let hold = self.hold(item.inode).await?;
-                if hold > env.cluster {
+                if hold > env.cluster && !mutant!(r18_collected_before_hold) {
                     self.tx.clear(&key);
                     self.put(&table::garbage(hold, item.inode, item.data), &item.garbage);
                     return Ok(None);

@@ -13,7 +13,7 @@ use crate::space::{Env, Space};
 use crate::table;
 use ember_kv::KeyRange;
 use ember_types::file::Attributes;
-use ember_types::{ClusterTime, DataId, InodeId, Layout, Status};
+use ember_types::{ClusterTime, DataId, InodeId, Layout, Status, mutant};
 use std::time::Duration;
 
 /// How far an operation on a file got.
@@ -104,7 +104,8 @@ impl Space<'_> {
         let open = !self.sessions(id).await?.is_empty();
         let mut end = inode.length;
         let mut stored = if open { u64::MAX } else { inode.extent };
-        if length > inode.length && stored > inode.length {
+        let asks = stored > inode.length && !mutant!(r19_extended_unasked);
+        if length > inode.length && asks {
             let Some(found) = found.filter(|f| query.is_answered_by(f)) else {
                 return Ok(Progress::Query(query));
             };
@@ -189,7 +190,8 @@ impl Space<'_> {
     /// may act (R3). `bound` is twice the error of cluster time.
     pub async fn claim_truncation(&mut self, env: &Env<'_>, id: InodeId, bound: Duration) -> Result<Claim> {
         let Some(mut intent) = self.intent(id).await? else { return Ok(Claim::None) };
-        if intent.owner != env.owner && intent.until + bound > env.cluster {
+        let ended = intent.until + bound <= env.cluster || mutant!(r19_cut_taken_over_early);
+        if intent.owner != env.owner && !ended {
             return Ok(Claim::Theirs(intent.until + bound));
         }
         intent.owner = env.owner;

@@ -1,6 +1,6 @@
 //! Which of two neighbours goes when one doesn't hear from the other (R10).
 
-use ember_types::{Chain, NodeId, PublicState, TargetId};
+use ember_types::{Chain, NodeId, PublicState, TargetId, mutant};
 
 /// A replica that has had no answer from its successor.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -31,7 +31,7 @@ pub fn blame(
     };
     let fails = |node: NodeId| recent.iter().any(|a| a.accused == node && a.device_error);
     let first = (fails(accuser_node), voices(accuser_node)) > (fails(accused_node), voices(accused_node));
-    let chosen = if first { accuser } else { accused };
+    let chosen = if first && !mutant!(r10_accuser_is_never_blamed) { accuser } else { accused };
     let left = chain.serving().filter(|m| m.target != chosen).count();
     let member = chain.member(chosen)?;
     let active = matches!(member.state, PublicState::Serving | PublicState::Syncing);

@@ -50,7 +50,8 @@ fn recover_version(
     }
     let mut targets: Vec<ChainTarget> = Vec::new();
     for member in &chain.targets {
-        let served_last = known(member).and_then(Observation::valid_report).is_some_and(|r| r.served == max);
+        let report = known(member).and_then(Observation::valid_report);
+        let served_last = report.is_some_and(|r| r.served == max || mutant!(r02_stale_member_revived));
         let state = if served_last { PublicState::LastSrv } else { PublicState::Offline };
         let generation = known(member).map_or(member.generation, |o| o.generation);
         targets.push(ChainTarget { state, generation, ..*member });
@@ -124,7 +125,8 @@ impl<'a> Round<'a> {
         for at in 0..self.members.len() {
             let member = self.members[at].0;
             if member.state == PublicState::Serving {
-                let stays = self.of(member.target).is_none_or(|o| o.may_serve);
+                let unknown = !mutant!(r01_unknown_counts_as_stopped);
+                let stays = self.of(member.target).map_or(unknown, |o| o.may_serve);
                 self.members[at].1 = stays.then_some(PublicState::Serving);
             }
         }
@@ -165,11 +167,14 @@ impl<'a> Round<'a> {
                 continue;
             }
             let Some(seen) = self.of(member.target).filter(|o| o.usable()) else { continue };
-            let done = seen.complete() && seen.valid_report().is_some_and(|r| r.applied == self.version);
+            let current = |applied| applied == self.version || mutant!(r06_old_sync_done_counts);
+            let done = seen.complete() && seen.valid_report().is_some_and(|r| current(r.applied));
             if done && self.live_serving() {
                 self.members[at].1 = Some(PublicState::Serving);
                 self.holders.push(ChainTarget { state: PublicState::Serving, ..member });
-            } else if self.assigned(PublicState::Serving) && !seen.stalled {
+            } else if self.assigned(PublicState::Serving)
+                && (!seen.stalled || mutant!(r10_stalled_sync_stays))
+            {
                 self.members[at].1 = Some(PublicState::Syncing);
             }
         }
@@ -191,7 +196,7 @@ impl<'a> Round<'a> {
                 Some(seen) if free && !seen.shunned => PublicState::Syncing,
                 Some(_) => PublicState::Waiting,
             };
-            if state == PublicState::Syncing {
+            if state == PublicState::Syncing && !mutant!(r07_syncing_still_holds) {
                 // It drops its pending versions now (R4), so it no longer holds what may have been read.
                 self.holders.retain(|h| h.target != member.target);
             }
@@ -213,13 +218,17 @@ impl<'a> Round<'a> {
         if !worth_a_version(chain, &targets) {
             return None;
         }
+        let in_use_members = match mutant!(r07_unused_version_counts) {
+            true => targets.iter().filter(|m| m.state == PublicState::Serving).copied().collect(),
+            false => self.holders,
+        };
         Some(Chain {
             id: chain.id,
             version: ChainVersion(chain.version.0.saturating_add(1)),
             targets,
             in_use: false,
             last_in_use: chain.last_in_use,
-            in_use_members: self.holders,
+            in_use_members,
         })
     }
 }

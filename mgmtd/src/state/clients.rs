@@ -1,7 +1,7 @@
 //! Client sessions (R12).
 
 use crate::record::Client;
-use ember_types::{ClientId, ClusterTime, Instant};
+use ember_types::{ClientId, ClusterTime, Instant, mutant};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ impl Clients {
     }
 
     pub(crate) fn extend(&mut self, id: ClientId, now: Instant) -> Extension {
-        if self.ended.contains_key(&id) {
+        if self.ended.contains_key(&id) && !mutant!(r12_ended_session_revives) {
             return Extension::Ended;
         }
         match self.live.get_mut(&id) {

@@ -33,7 +33,7 @@ impl State {
         }
         let same_boot = known.is_some_and(|n| n.record.boot == record.boot);
         let mut batch = Batch::default();
-        if !same_boot {
+        if !same_boot && !mutant!(r07_new_boot_stays_in_service) {
             batch.chains = self.take_offline(record.id, now);
             for chain in &batch.chains {
                 self.hold_back(chain);
@@ -190,7 +190,8 @@ impl State {
             let confirmed = self.has_stopped(chain, target);
             let lost = report.is_some_and(|r| r.served_version > chain.version);
             let lost = lost && !mutant!(r02_version_from_kv_only);
-            (confirmed || !self.must_stop(chain, target, now)) && !lost
+            let stops = self.must_stop(chain, target, now) && !mutant!(r01_lease_while_demoted);
+            (confirmed || !stops) && !lost
         })
     }
 }

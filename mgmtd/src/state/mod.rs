@@ -115,7 +115,8 @@ impl State {
             config,
         };
         for node in image.nodes {
-            state.nodes.insert(node.id, Node::new(node, Some(now)));
+            let assumed = (!mutant!(r08_new_primary_knows_no_leases)).then_some(now);
+            state.nodes.insert(node.id, Node::new(node, assumed));
         }
         for target in image.targets {
             state.insert_target(target, now);

@@ -3,7 +3,7 @@
 use super::State;
 use crate::record::Batch;
 use ember_types::routing::TableKey;
-use ember_types::{ChainId, NodeId, RoutingDelta, RoutingInfo, RoutingVersion, TargetId};
+use ember_types::{ChainId, NodeId, RoutingDelta, RoutingInfo, RoutingVersion, TargetId, mutant};
 use std::collections::{BTreeSet, VecDeque};
 
 /// Changes that are remembered; who is further behind gets the whole view.
@@ -71,7 +71,8 @@ impl State {
             ended_clients: self.clients.ended(),
             ..RoutingDelta::default()
         };
-        if have.term != term || have.counter < self.history.base || have.counter > version.counter {
+        let foreign = have.term != term && !mutant!(r09_delta_over_another_term);
+        if foreign || have.counter < self.history.base || have.counter > version.counter {
             delta.full = Some(self.view(version));
             return Some(delta);
         }

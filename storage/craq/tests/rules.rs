@@ -9,6 +9,7 @@ use ember_craq::{
 use ember_types::checksum::crc32c;
 use ember_types::{
     ChainId, ChainVersion, ChunkVersion, ClientId, Generation, LocalState, PublicState, Status, TargetId,
+    WriterRecord,
 };
 use std::time::Duration;
 use support::lone::{CHUNK, LATER, Lone, chain, tag, version};
@@ -302,14 +303,28 @@ fn r12_a_repeat_joins_the_update_under_way() {
 #[test]
 fn r12_a_record_that_a_sync_overwrites_is_forgotten() {
     let mut target = Lone::new(2, chain(1, &[(1, Serving), (2, Syncing)]));
-    target.forward(1, 0, ChunkVersion::NONE, version(1, 1), b"abc", Change::Whole { length: 3 });
+    let (tag_of, status) = (tag(9, 1), Status::Ok);
+    let record = WriterRecord { tag: tag_of, version: version(1, 1), length: 3, status };
+    let forward = Forward {
+        chunk: CHUNK,
+        change: Change::Whole { length: 3 },
+        chunk_size: 64,
+        base: ChunkVersion::NONE,
+        result: Content { version: version(1, 1), removed: false, length: 3, checksum: crc32c(b"abc") },
+        tag: tag_of,
+        writers: vec![record],
+    };
+    let to = target.to();
+    target.bytes = b"abc".to_vec();
+    target.feed(Input::Forward { token: 1, to, from: TargetId(1), epoch: 0, forward });
+    assert_eq!(target.store.now[&CHUNK].state.writers, [record]);
     // The other never committed it; another history goes on, in which the writer comes again.
     target.feed(Input::Chain(chain(2, &[(3, Serving), (2, Syncing)])));
     let to = target.to();
     let item = SyncItem::Chunk { chunk: CHUNK, content: Content::default(), writers: vec![] };
     target.feed(Input::Sync { token: 2, to, from: TargetId(3), epoch: 0, item });
     target.feed(Input::Chain(chain(3, &[(2, Serving)])));
-    target.write(3, tag(9, 1), b"abc");
+    target.write(3, tag_of, b"abc");
     assert_eq!(target.reply(3), Some(Status::Ok));
     assert_eq!(target.store.now[&CHUNK].bytes, b"abc");
 }

@@ -18,7 +18,7 @@ use ember_rt::disk::{DiskQueue, Priority};
 use ember_rt::sync::{Semaphore, oneshot};
 use ember_types::{
     ChainVersion, ChannelId, ChunkId, ChunkVersion, ClientId, ClusterId, DataId, Instant, TargetId,
-    WriterRecord,
+    WriterRecord, mutant,
 };
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -302,7 +302,12 @@ impl Engine {
             return Ok(());
         }
         self.0.check_alive()?;
-        self.0.apply_durably(vec![Record::Chain { version }], None, Vec::new()).await
+        let records = vec![Record::Chain { version }];
+        if mutant!(r02_chain_version_not_durable) {
+            self.0.apply_lazily(records);
+            return Ok(());
+        }
+        self.0.apply_durably(records, None, Vec::new()).await
     }
     /// Forgets the records of clients whose sessions have ended (R12). Logged, not flushed.
     pub fn forget_clients(&self, clients: &[ClientId]) {
@@ -406,7 +411,8 @@ impl Inner {
             if *since != what {
                 (*since, *at) = (what, now);
             }
-            if old.len() < limit && now.since(*at) >= self.config.tombstone_keep {
+            let kept = now.since(*at) < self.config.tombstone_keep && !mutant!(r05_tombstone_kept_short);
+            if old.len() < limit && !kept {
                 old.push(chunk);
             }
         }

@@ -5,7 +5,7 @@ use crate::class::{SlotId, blocks_of};
 use crate::crc;
 use crate::record::{Content, Entry, Record, Run};
 use ember_types::collections::FixedHashMap;
-use ember_types::{ChainVersion, ChannelId, ChunkId, ClientId, DataId, WriterRecord};
+use ember_types::{ChainVersion, ChannelId, ChunkId, ClientId, DataId, WriterRecord, mutant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
@@ -111,7 +111,8 @@ impl Index {
     fn put_writer(&mut self, chunk: ChunkId, record: WriterRecord) {
         let channel = (record.tag.client, record.tag.channel);
         let old = self.writers.get(&channel);
-        if old.is_some_and(|(_, old)| old.tag.sequence > record.tag.sequence) {
+        let newer = old.is_some_and(|(_, old)| old.tag.sequence > record.tag.sequence);
+        if newer && !mutant!(r12_older_record_replaces_newer) {
             return;
         }
         if let Some((old_chunk, _)) = self.writers.insert(channel, (chunk, record)) {

@@ -12,6 +12,7 @@ use ember_rt::disk::Priority;
 use ember_rt::select::join_all;
 use ember_rt::sync::{Semaphore, oneshot};
 use ember_rt::{LocalBoxFuture, SharedBuf};
+use ember_types::mutant;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -157,8 +158,11 @@ impl Inner {
     /// Applies records now; they reach the disk with the next batch.
     pub(crate) fn apply_lazily(self: &Rc<Self>, records: Vec<Record>) {
         let mut index = self.index.borrow_mut();
-        let frees = records.iter().flat_map(|record| index.apply(record)).collect();
+        let mut frees: Vec<SlotId> = records.iter().flat_map(|record| index.apply(record)).collect();
         drop(index);
+        if mutant!(r17_slot_reused_before_flush) {
+            frees.drain(..).for_each(|at| self.slots.borrow_mut().free(at));
+        }
         self.log.items.borrow_mut().push_back(Item { records, frees, urgent: None });
         if self.log.wants_batch() {
             self.kick();

@@ -3,6 +3,7 @@
 
 use crate::class::{BLOCK, SlotId, blocks_of, class_for, slot_blocks};
 use crate::record::{Content, Extent};
+use ember_types::mutant;
 
 /// Chunks of up to this many blocks are always rewritten whole: they stay in one smallest slot.
 const SMALL_BLOCKS: u32 = 8;
@@ -102,7 +103,8 @@ pub(crate) fn place(plan: &Plan, (from, to): (u32, u32), high: impl Fn(SlotId) -
     let appends = to == blocks_of(plan.length) && plan.kept.iter().all(|e| e.end() <= from);
     if let Some(last) = before.filter(|last| appends && last.end() == from) {
         let fits = last.block_end() + need <= slot_blocks(last.class);
-        if fits && last.block_end() == high(last.at()) {
+        let unwritten = last.block_end() == high(last.at());
+        if fits && (unwritten || mutant!(r17_append_over_written)) {
             return Place::InPlace { at: last.at(), block: last.block_end() };
         }
     }

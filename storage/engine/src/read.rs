@@ -9,8 +9,8 @@ use crate::record::{Content, Extent};
 use ember_rt::disk::Priority;
 use ember_rt::select::join_all;
 use ember_rt::{Buf, SharedBuf};
-use ember_types::ChunkId;
 use ember_types::checksum::crc32c;
+use ember_types::{ChunkId, mutant};
 use std::rc::Rc;
 
 impl Inner {
@@ -27,7 +27,9 @@ impl Inner {
             }
         };
         match content {
-            Some(content) if content.lost => Err(EngineError::Lost(chunk)),
+            Some(content) if content.lost && !mutant!(r10_lost_reads_as_zeros) => {
+                Err(EngineError::Lost(chunk))
+            }
             Some(content) if !content.removed => Ok(content.clone()),
             _ => Err(absent),
         }
@@ -119,7 +121,8 @@ impl Inner {
         for block in extent.first()..extent.end() {
             let at = ((block - from) * BLOCK) as usize;
             let valid = valid_bytes(content.length, block) as usize;
-            if crc32c(&buf[at..at + valid]) != sums[(block - from) as usize] {
+            let bad = crc32c(&buf[at..at + valid]) != sums[(block - from) as usize];
+            if bad && !mutant!(r14_base_not_verified) {
                 add(&self.counters.corrupt_blocks, 1);
                 let within = u32::from(extent.block) + block - extent.first();
                 let path = self.files.path(&data_name(extent.class));

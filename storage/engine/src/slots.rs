@@ -2,6 +2,7 @@
 //! frees it is flushed and no reader holds it (R17).
 
 use crate::class::{CLASSES, SlotId, slot_bytes};
+use ember_types::mutant;
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Default, Debug)]
@@ -63,7 +64,7 @@ impl Slots {
     /// Gives a slot back, now or when its last reader ends.
     pub(crate) fn free(&mut self, at: SlotId) {
         self.burnt.remove(&at);
-        if self.readers.contains_key(&at) {
+        if self.readers.contains_key(&at) && !mutant!(r17_slot_free_under_reader) {
             self.held.insert(at);
         } else {
             let fresh = self.class(at.class).free.insert(at.slot);

@@ -11,7 +11,7 @@ use ember_rt::disk::Priority;
 use ember_rt::select::join_all;
 use ember_rt::{Buf, SharedBuf};
 use ember_types::checksum::crc32c;
-use ember_types::{ChunkId, ChunkVersion, Status, WriterRecord, block_checksums};
+use ember_types::{ChunkId, ChunkVersion, Status, WriterRecord, block_checksums, mutant};
 use std::rc::Rc;
 
 /// New bytes for blocks `[from, to)`.
@@ -120,7 +120,8 @@ impl Inner {
         let mut built = self.build(&entry.committed, &request).await?;
         built.content.version = request.version;
         let (length, checksum) = (built.content.length, built.content.checksum);
-        if request.expect.is_some_and(|expected| expected != (length, checksum)) {
+        let differs = request.expect.is_some_and(|expected| expected != (length, checksum));
+        if differs && !mutant!(r14_head_result_ignored) {
             return Err(EngineError::ResultDiffers { chunk, length, checksum });
         }
         let mut writers = match request.update {
@@ -306,7 +307,8 @@ impl Inner {
             join_all(writes.into_iter().map(|(at, block, data)| self.put(at, block, data, priority)));
         if let Err(error) = written.await.into_iter().collect::<Result<()>>() {
             // What these slots hold now is unknown: they are not used again before a restart (R17).
-            placed.appended.iter().for_each(|at| self.slots.borrow_mut().burn(*at));
+            let burnt = placed.appended.iter().filter(|_| !mutant!(r17_append_behind_failed_write));
+            burnt.for_each(|at| self.slots.borrow_mut().burn(*at));
             return Err(error);
         }
         content.extents = merge(std::mem::take(&mut placed.extents));
@@ -418,7 +420,9 @@ impl Inner {
         if entry.aborted.number <= version.number {
             entry.aborted = ChunkVersion::NONE;
         }
-        self.apply_lazily(vec![Record::Put { chunk, entry, runs: Vec::new(), writers: Vec::new() }]);
+        let forgets = entry.committed.removed && mutant!(r05_tombstone_forgotten);
+        let put = Record::Put { chunk, entry, runs: Vec::new(), writers: Vec::new() };
+        self.apply_lazily(vec![if forgets { Record::Drop { chunk } } else { put }]);
         Ok(())
     }
 
@@ -439,7 +443,7 @@ impl Inner {
         if pending == Some(version) {
             entry.pending = None;
         }
-        if remember {
+        if remember && !mutant!(r13_aborted_version_forgotten) {
             entry.aborted = entry.aborted.max(version);
         }
         let mut writers = self.index.borrow().writers_of(chunk);

@@ -303,6 +303,21 @@ fn r17_nothing_is_appended_over_bytes_once_written() {
 }
 
 #[test]
+fn r17_nothing_is_appended_behind_a_failed_write() {
+    let target = Target::new(16);
+    let id = chunk(1);
+    target.put(id, 0, write(0, &[1; 40 << 10]));
+    target.world.disk.borrow_mut().fail_writes = Some("/data-");
+    let failed = target.prepare(request(id, version(1), attempt(2, 1), write(40 << 10, &[2; 4096])));
+    assert!(matches!(failed, Err(EngineError::Io { .. })));
+    target.world.disk.borrow_mut().fail_writes = None;
+    target.written();
+    // The failed write may still reach the disk one day.
+    target.prepare(request(id, version(1), attempt(2, 2), write(40 << 10, &[3; 4096]))).unwrap();
+    assert_ne!(target.written()[0], ("targets/7/data-64k".to_owned(), 40 << 10, 4096));
+}
+
+#[test]
 fn r17_a_slot_is_reused_only_after_the_flush_that_frees_it() {
     let target = Target::new(10);
     let place = |target: &Target| target.written()[0].1;

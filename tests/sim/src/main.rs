@@ -20,7 +20,7 @@ struct Args {
     /// Run one seed and print its trace hash.
     #[arg(long, value_name = "K")]
     seed: Option<u64>,
-    /// Print the names of the planted bugs.
+    /// Print the names of the planted bugs that the simulator finds.
     #[arg(long, conflicts_with_all = ["mutate", "trace"])]
     list_mutants: bool,
     /// Switch a planted bug on.
@@ -104,16 +104,14 @@ fn many(args: &Args, count: u64, settings: Settings) -> ExitCode {
 fn main() -> ExitCode {
     let args = Args::parse();
     if args.list_mutants {
-        for (name, _) in mutants::ALL {
-            println!("{name}");
-        }
+        mutants::simulated().for_each(|name| println!("{name}"));
         return ExitCode::SUCCESS;
     }
-    let known = |wanted: &String| mutants::ALL.iter().map(|&(name, _)| name).find(|name| name == wanted);
+    let known = |wanted: &String| mutants::simulated().find(|name| name == wanted);
     let mutant = args.mutate.as_ref().map(known);
     if mutant == Some(None) {
         eprintln!(
-            "error: no planted bug is called {:?}: --list-mutants prints their names",
+            "error: the simulator has no planted bug {:?}: --list-mutants prints their names",
             args.mutate.unwrap_or_default()
         );
         return ExitCode::from(2);

@@ -41,7 +41,8 @@ impl Replica {
         self.sends.clear();
         self.role = self.role_in(&chain);
         self.chain = Some(chain);
-        (self.ready, self.confirmed, self.synced, self.sync) = (false, false, false, None);
+        self.synced &= mutant!(r11_sync_done_outlives_change);
+        (self.ready, self.confirmed, self.sync) = (false, false, None);
         (self.epoch, self.seen_epoch, self.attempt) = (0, 0, 0);
         (self.confirm_at, self.note_at) = (None, None);
         self.unsettled.clear();

@@ -48,7 +48,8 @@ impl Replica {
     fn commit_if_allowed(&mut self, ctx: &mut Ctx, chunk: ChunkId) {
         if self.is_tail() {
             self.ask_for_note(ctx);
-            if !self.in_use() || !self.confirmed {
+            let used = self.in_use() || mutant!(r07_commit_before_note);
+            if !used || !self.confirmed {
                 return;
             }
         }
@@ -128,6 +129,9 @@ impl Replica {
             // The successor lacks the base and this chunk's bytes are bad beyond what the update replaces: nobody
             // has acknowledged it yet, and its writer may try again when the base is repaired (R14).
             Answer::Unreadable if head => return self.give_up(ctx, chunk),
+            Answer::Lost if mutant!(r13_silence_aborts) => {
+                return self.on_refused(ctx, chunk, Status::NoSpace);
+            }
             Answer::Reply { .. } | Answer::Lost | Answer::Unreadable => update.retry_at = later,
         }
         if let Some(chain) = self.chain.as_mut().filter(|_| in_use) {
@@ -307,7 +311,8 @@ impl Replica {
     pub(super) fn on_installed(&mut self, ctx: &mut Ctx, chunk: ChunkId) {
         let Some(active) = self.active.get_mut(&chunk) else { return };
         let Some(Job::Install { token, content, writers }) = active.job.take() else { return };
-        for record in active.state.writers.iter().filter(|old| !writers.contains(old)) {
+        let void = |old: &&WriterRecord| !writers.contains(old) && !mutant!(r12_void_records_stay);
+        for record in active.state.writers.iter().filter(void) {
             self.channels.forget(record, chunk);
         }
         for record in &writers {

@@ -19,12 +19,14 @@ impl Replica {
         if self.role != Role::Serving {
             return Err(Status::NotServing);
         }
-        if now >= self.lease {
+        if now >= self.lease && !mutant!(r08_read_without_lease) {
             return Err(Status::NoLease);
         }
         // What a syncing target took over may never have been committed: it is shown only once nobody who
         // lacks it can come back as lastsrv (R7).
-        if !self.in_use() || (self.is_tail() && !(self.confirmed && self.unsettled.is_empty())) {
+        let settled = self.unsettled.is_empty() || mutant!(r04_new_tail_tells_before_commit);
+        let confirmed = self.confirmed || mutant!(r06_new_tail_unconfirmed);
+        if !self.in_use() || (self.is_tail() && !(confirmed && settled)) {
             return Err(Status::Busy);
         }
         Ok(())
@@ -64,7 +66,7 @@ impl Replica {
             // The tail's committed version is the committed one.
             None => state.committed,
             Some(_) if self.is_tail() => state.committed,
-            Some(pending) if relaxed => pending.content,
+            Some(pending) if relaxed || mutant!(r06_read_answers_pending) => pending.content,
             Some(_) => return self.ask_tail(ctx, token, chunk, tries),
         };
         ctx.out.push(Output::Read { token, content });

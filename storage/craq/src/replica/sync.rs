@@ -59,7 +59,8 @@ impl Replica {
                 return;
             }
             // A version of before may have been acknowledged once: the target must hold it before it can serve.
-            if source.exhausted && !self.unsettled.is_empty() {
+            let held = self.unsettled.is_empty() || mutant!(r11_sync_done_before_pending);
+            if source.exhausted && !held {
                 return;
             }
             source.retry_at = None;
@@ -244,7 +245,8 @@ impl Replica {
     /// The repair's turn has come: it is void if the chunk has another version now.
     pub(super) fn start_repair(&mut self, ctx: &mut Ctx, chunk: ChunkId, version: ChunkVersion) {
         let active = self.load(ctx, chunk);
-        if same(active.state.committed.version, version) && !active.state.committed.is_absent() {
+        let unchanged = same(active.state.committed.version, version) || mutant!(r14_repair_of_other_version);
+        if unchanged && !active.state.committed.is_absent() {
             active.job = Some(Job::Repair);
             ctx.out.push(Output::Repair { chunk, version });
         }

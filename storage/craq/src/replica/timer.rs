@@ -3,7 +3,7 @@
 use super::active::{Job, Phase};
 use super::{Ctx, Replica, UNRESPONSIVE};
 use crate::io::Output;
-use ember_types::{ChunkId, Instant};
+use ember_types::{ChunkId, Instant, mutant};
 use std::time::Duration;
 
 /// The note "in use" is asked for again after so long.
@@ -52,7 +52,7 @@ impl Replica {
                 _ => {}
             }
         }
-        if silent {
+        if silent && !mutant!(r10_silence_not_reported) {
             self.accuse(ctx, false);
         }
         for (chunk, what) in due {

@@ -81,6 +81,7 @@ impl Replica {
         let Some(active) = self.active.get_mut(&wanted.chunk) else { return Some(wanted) };
         if let Some(update) = active.update_mut()
             && update.record.tag == wanted.tag
+            && !mutant!(r12_repeat_runs_beside)
         {
             match update.waiters.len() < WAITERS_MAX {
                 true => update.waiters.push(wanted.token),
@@ -158,7 +159,7 @@ impl Replica {
 
     fn plan(&mut self, ctx: &Ctx, wanted: &Wanted) -> Result<Update, (Status, ChunkVersion, u32)> {
         let refuse = |status| Err((status, ChunkVersion::NONE, 0));
-        if ctx.now >= wanted.expires {
+        if ctx.now >= wanted.expires && !mutant!(r18_expiry_ignored_at_number) {
             return refuse(Status::BadCapability);
         }
         if self.channels.is_ended(wanted.tag.client) {
@@ -191,7 +192,7 @@ impl Replica {
         if matches!(wanted.change, Change::Whole { .. }) {
             return refuse(Status::InvalidArgument);
         }
-        if !room {
+        if !room && !mutant!(r13_refused_after_number) {
             return refuse(Status::NoSpace);
         }
         let version = ChunkVersion { number, chain_version, attempt };
@@ -225,7 +226,8 @@ impl Replica {
         let Some(Job::Update(update)) = &mut active.job else { return };
         let Phase::Preparing { drop } = update.phase else { return };
         assert_eq!(update.result.version, version, "the store prepared another version of chunk {chunk}");
-        let differs = update.expected && (length, checksum) != (update.result.length, update.result.checksum);
+        let expected = (update.result.length, update.result.checksum);
+        let differs = update.expected && (length, checksum) != expected && !mutant!(r14_other_result_commits);
         if !differs {
             (update.result.length, update.result.checksum) = (length, checksum);
             update.record.length = length;
