@@ -1,9 +1,9 @@
 //! The engine on one machine: fjall as the sorted durable store, our resolver and our group commit.
 //!
 //! One caller or the store's thread commits at a time: it takes all that wait, judges them in order, writes one
-//! batch, makes it as durable as the strictest asks for, publishes the new state and answers. Reads run on the caller's thread, from a
-//! snapshot of the published state. Versions are microseconds, as in FoundationDB. One process
-//! opens a store at a time.
+//! batch, makes it as durable as the strictest asks for, publishes the new state and answers. Reads run on the
+//! caller's thread, from a snapshot of the published state. Versions are microseconds, as in FoundationDB. One
+//! process opens a store at a time.
 #![allow(clippy::disallowed_methods)] // The engine owns threads and reads the monotonic clock for versions.
 
 mod commit;
