@@ -47,8 +47,13 @@ impl Files {
     pub(crate) fn create_dir(&self) -> Result<()> {
         let disk = self.queue.disk();
         disk.create_dir(&self.dir).map_err(io_error(self.dir.clone(), "create directory"))?;
-        let parent = self.dir.rsplit_once('/').map_or("", |(parent, _)| parent);
-        disk.sync_dir(parent).map_err(io_error(parent.to_owned(), "sync directory"))
+        // Its parents may be new too: each stands in the one above it.
+        let ends = self.dir.match_indices('/').map(|(end, _)| end);
+        for end in std::iter::once(0).chain(ends) {
+            let parent = &self.dir[..end];
+            disk.sync_dir(parent).map_err(io_error(parent.to_owned(), "sync directory"))?;
+        }
+        Ok(())
     }
     pub(crate) fn lock(&self) -> Result<()> {
         self.queue.disk().lock(&self.dir).map_err(|source| EngineError::Refused {

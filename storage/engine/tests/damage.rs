@@ -40,7 +40,7 @@ fn examine(disk: DiskState, model: &Model, what: &str) -> u64 {
     for (id, states) in &model.chunks {
         match world.must(engine.verify(*id, support::FOREGROUND)) {
             Ok(()) => {
-                let found: Chunk = world.must(observe(&engine, *id));
+                let found: Chunk = world.must(observe(&engine, *id)).unwrap();
                 assert_eq!(&found, states.last().unwrap(), "{what}: {id}");
             }
             Err(error) => {
@@ -58,7 +58,7 @@ fn place(disk: &mut DiskState, random: &mut SplitMix64) -> (String, usize) {
     let (name, len) = files[random.below(files.len() as u64) as usize].clone();
     for _ in 0..200 {
         let at = random.below(len as u64) as usize;
-        if disk.bytes_mut(&name)[at] != 0 {
+        if disk.byte(&name, at) != 0 {
             return (name, at);
         }
     }
@@ -75,7 +75,8 @@ fn bent_bits_are_named_or_harmless() {
         for _ in 0..60 {
             let mut damaged = disk.borrow_mut().snapshot();
             let (name, at) = place(&mut damaged, &mut random);
-            damaged.bytes_mut(&name)[at] ^= 1 << random.below(8);
+            let bit = random.below(8);
+            damaged.edit(&name, |bytes| bytes[at] ^= 1 << bit);
             found += examine(damaged, &model, &format!("seed {seed}, {name} at {at}"));
         }
     }
@@ -95,7 +96,7 @@ fn cut_missing_longer_and_swapped_files_are_named_or_harmless() {
             let is_newest = newest.is_some_and(|(newest, _)| newest == name);
             let what = format!("seed {seed}, {name} cut at {at}, round {round}");
             match round % 4 {
-                0 | 1 if !is_newest => damaged.bytes_mut(&name).truncate(at),
+                0 | 1 if !is_newest => damaged.edit(&name, |bytes| bytes.truncate(at)),
                 2 if !is_newest => damaged.unlink(&name),
                 3 => {
                     let (other, _) = place(&mut damaged, &mut random);
@@ -103,7 +104,7 @@ fn cut_missing_longer_and_swapped_files_are_named_or_harmless() {
                         damaged.swap(&name, &other);
                     }
                 }
-                _ => damaged.bytes_mut(&name).extend_from_slice(&[0x5a; 4096]),
+                _ => damaged.edit(&name, |bytes| bytes.extend_from_slice(&[0x5a; 4096])),
             }
             examine(damaged, &model, &what);
         }
@@ -123,7 +124,8 @@ fn fsck_names_the_damage_and_changes_nothing() {
     for _ in 0..150 {
         let mut damaged = disk.borrow_mut().snapshot();
         let (name, at) = place(&mut damaged, &mut random);
-        damaged.bytes_mut(&name)[at] ^= 1 << random.below(8);
+        let bit = random.below(8);
+        damaged.edit(&name, |bytes| bytes[at] ^= 1 << bit);
         let before = damaged.files();
         let world = World::new(damaged);
         let report = world.must(fsck(&world.queue(), DIR)).unwrap();

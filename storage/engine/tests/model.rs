@@ -27,7 +27,7 @@ fn random_histories_equal_the_model() {
             // After a clean close nothing at all is undone.
             let kept = before.into_iter().map(|(id, mut states)| (id, vec![states.pop().unwrap()]));
             model.borrow_mut().chunks = kept.collect();
-            world.must(check_all(&engine, &model));
+            world.must(check_all(&engine, &model)).unwrap();
             let space = engine.space().unwrap();
             assert!(space.used < 64 << 20, "{space:?}");
         }
@@ -50,5 +50,5 @@ fn a_log_that_grows_long_is_replaced_by_checkpoints() {
     assert!(count("log-") <= 3, "{files:?}");
     let world = world.crash();
     let (engine, _) = world.must(world.open(settings)).unwrap();
-    world.must(check_all(&engine, &model));
+    world.must(check_all(&engine, &model)).unwrap();
 }

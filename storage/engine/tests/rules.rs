@@ -216,7 +216,7 @@ fn r14_rot_is_not_laundered() {
     let id = chunk(1);
     target.put(id, 0, write(0, &[5; 10_000]));
     target.world.settle();
-    target.world.disk.borrow_mut().bytes_mut("targets/7/data-16k")[4200] ^= 1;
+    target.world.disk.borrow_mut().edit("targets/7/data-16k", |bytes| bytes[4200] ^= 1);
     let merged = target.prepare(request(id, version(1), version(2), write(5000, &[6; 10])));
     match merged {
         Err(EngineError::Corrupt { file, offset, .. }) => {
@@ -428,4 +428,15 @@ fn a_device_error_is_told_to_the_asker_alone() {
     target.world.disk.borrow_mut().fail_writes = None;
     target.put(chunk(1), 1, write(0, b"next"));
     assert_eq!(target.read(chunk(1), Which::Committed).unwrap(), b"next");
+}
+
+/// A new disk has no `targets` directory yet: it, too, is to survive.
+#[test]
+fn a_new_target_survives_with_all_directories_above_it() {
+    for seed in 0..20 {
+        let target = Target::new(seed);
+        target.put(chunk(0), 0, write(0, &[7; 100]));
+        let target = target.crash();
+        assert!(target.read(chunk(0), Which::Newest).is_ok());
+    }
 }

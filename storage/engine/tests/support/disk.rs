@@ -1,8 +1,11 @@
 //! A disk in memory. Operations end in random order; at power loss any subset of what was not flushed
 //! survives, in sectors of 512 bytes.
 
+use super::loss::{Change, Inode, Moment, Names, Naming, Unflushed, WAYS, parent, pick};
+use super::model::Model;
+use super::pages::{PAGE, Pages, pages_of};
+use ember_rt::LocalBoxFuture;
 use ember_rt::disk::{Completion, Disk, FileId, Op, OpKind, OpenMode, Space};
-use ember_rt::{LocalBoxFuture, SharedBuf};
 use ember_types::layout::SplitMix64;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,86 +14,38 @@ use std::io;
 use std::rc::Rc;
 use std::task::Poll;
 
-const SECTOR: usize = 512;
-
-#[derive(Clone, Debug)]
-enum Change {
-    Write(u64, SharedBuf),
-    Allocate(u64, u64),
-    Punch(u64, u64),
-}
-
-impl Change {
-    fn apply(&self, bytes: &mut Vec<u8>) {
-        match self {
-            Self::Write(offset, data) => {
-                let end = *offset as usize + data.len();
-                if bytes.len() < end {
-                    let missing = end - bytes.len();
-                    bytes.extend_from_slice(&vec![0; missing]);
-                }
-                bytes[*offset as usize..end].copy_from_slice(data);
-            }
-            Self::Allocate(offset, len) => {
-                let end = (offset + len) as usize;
-                if bytes.len() < end {
-                    let missing = end - bytes.len();
-                    bytes.extend_from_slice(&vec![0; missing]);
-                }
-            }
-            Self::Punch(offset, len) => {
-                let end = ((offset + len) as usize).min(bytes.len());
-                bytes[(*offset as usize).min(end)..end].fill(0);
+macro_rules! flush_classes {
+    ($($name:ident = $text:literal,)*) => {
+        /// What a flush is for.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+        pub enum FlushClass { $($name,)* }
+        impl FlushClass {
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
             }
         }
-    }
-    /// What may be left of it.
-    fn tear(&self, bytes: &mut Vec<u8>, random: &mut SplitMix64) {
-        let Self::Write(offset, data) = self else { return self.apply(bytes) };
-        for (i, sector) in data.chunks(SECTOR).enumerate() {
-            if random.below(2) == 0 {
-                let at = offset + (i * SECTOR) as u64;
-                Self::Write(at, sector.into()).apply(bytes);
-            }
-        }
-    }
+    };
 }
 
-#[derive(Clone, Debug)]
-struct Unflushed {
-    id: u64,
-    change: Change,
-    done: bool,
-}
-
-#[derive(Clone, Default, Debug)]
-struct Inode {
-    durable: Rc<Vec<u8>>,
-    view: Rc<Vec<u8>>,
-    unflushed: Vec<Unflushed>,
-}
-
-#[derive(Clone, Debug)]
-enum Naming {
-    Link(String, usize),
-    Unlink(String),
-    Rename(String, String),
-}
-
-fn apply_naming(naming: &Naming, names: &mut BTreeMap<String, usize>) {
-    match naming {
-        Naming::Link(name, inode) => {
-            names.insert(name.clone(), *inode);
-        }
-        Naming::Unlink(name) => {
-            names.remove(name);
-        }
-        Naming::Rename(from, to) => {
-            if let Some(inode) = names.remove(from) {
-                names.insert(to.clone(), inode);
-            }
-        }
-    }
+flush_classes! {
+    Data = "data file of a batch",
+    LogBatch = "log frame of a batch",
+    LogStart = "first frame of a segment",
+    Checkpoint = "checkpoint",
+    RecoveryData = "recovery: data files",
+    RecoveryLog = "recovery: log",
+    DirSegment = "directory: new segment",
+    DirData = "directory: new data file",
+    DirCheckpoint = "directory: new checkpoint",
+    DirEmpty = "directory: removed empty segment",
+    Superblock = "superblock",
+    DirSuperblock = "directory: superblock",
+    Marker = "marker of a creation",
+    DirMarker = "directory: marker of a creation",
+    DirCreated = "directory: end of a creation",
+    DirTarget = "directory: target",
+    Other = "directory: anything else",
 }
 
 struct Flight {
@@ -102,18 +57,30 @@ struct Flight {
 
 enum FlightKind {
     Change(u64),
-    Sync(Vec<u64>),
+    Sync(Vec<u64>, FlushClass),
     Read(u64, usize, ember_rt::Buf),
     Fail(io::ErrorKind, Option<ember_rt::Buf>),
+}
+
+/// A moment at which the power may fail, and what must be true afterwards.
+pub struct Boundary {
+    pub moment: Moment,
+    pub model: Model,
 }
 
 /// Everything about the disk.
 pub struct DiskState {
     inodes: Vec<Inode>,
-    names: BTreeMap<String, usize>,
-    durable_names: BTreeMap<String, usize>,
+    names: Names,
+    durable_names: Names,
     namings: Vec<Naming>,
-    dirs: BTreeSet<String>,
+    /// Files whose first flush is to come.
+    fresh: BTreeSet<usize>,
+    /// An engine is being opened.
+    pub opening: bool,
+    /// With a model, every boundary is kept.
+    pub watch: Option<Rc<RefCell<Model>>>,
+    pub boundaries: Vec<Boundary>,
     open: BTreeMap<u32, usize>,
     next_file: u32,
     flights: Vec<Flight>,
@@ -131,8 +98,8 @@ pub struct DiskState {
     pub fail_writes: Option<&'static str>,
     /// Reads of files whose name contains this fail.
     pub fail_reads: Option<&'static str>,
-    /// Flushes of files whose name contains this do nothing: a planted bug.
-    pub skip_syncs: Option<&'static str>,
+    /// Flushes of this class do nothing: a planted bug.
+    pub skip: Option<FlushClass>,
     /// Offsets and lengths of writes: (name, offset, length).
     pub trace: Option<Vec<(String, u64, usize)>>,
 }
@@ -141,10 +108,13 @@ impl DiskState {
     pub fn new(seed: u64) -> Self {
         Self {
             inodes: Vec::new(),
-            names: BTreeMap::new(),
-            durable_names: BTreeMap::new(),
+            names: Names::root(),
+            durable_names: Names::root(),
             namings: Vec::new(),
-            dirs: BTreeSet::from([String::new()]),
+            fresh: BTreeSet::new(),
+            opening: false,
+            watch: None,
+            boundaries: Vec::new(),
             open: BTreeMap::new(),
             next_file: 1,
             flights: Vec::new(),
@@ -158,7 +128,7 @@ impl DiskState {
             total: 4 << 30,
             fail_writes: None,
             fail_reads: None,
-            skip_syncs: None,
+            skip: None,
             trace: None,
         }
     }
@@ -179,7 +149,7 @@ impl DiskState {
         if self.event() { Ok(()) } else { Err(io::Error::other("the power is off")) }
     }
     fn name_of(&self, inode: usize) -> String {
-        let found = self.names.iter().find(|(_, i)| **i == inode);
+        let found = self.names.files.iter().find(|(_, i)| **i == inode);
         found.map(|(name, _)| name.clone()).unwrap_or_default()
     }
 
@@ -189,26 +159,29 @@ impl DiskState {
             return false;
         }
         let which = self.random.below(self.flights.len() as u64) as usize;
+        if let FlightKind::Sync(..) = self.flights[which].kind {
+            self.boundary();
+        }
         let Flight { token, inode, kind } = self.flights.swap_remove(which);
-        let skipped = self.skip_syncs.is_some_and(|name| self.name_of(inode).contains(name));
         let state = &mut self.inodes[inode];
         let (result, buf) = match kind {
             FlightKind::Change(id) => {
                 let mut written = 0;
                 if let Some(change) = state.unflushed.iter_mut().find(|u| u.id == id) {
                     change.done = true;
-                    change.change.apply(Rc::make_mut(&mut state.view));
-                    written = if let Change::Write(_, data) = &change.change { data.len() } else { 0 };
+                    change.change.apply(&mut state.view);
+                    written =
+                        if let Change::Write(_, pages) = &change.change { pages.len() * PAGE } else { 0 };
                 }
                 (Ok(written), None)
             }
-            FlightKind::Sync(ids) => {
-                if !skipped {
+            FlightKind::Sync(ids, class) => {
+                if self.skip != Some(class) {
                     let Inode { durable, unflushed, .. } = state;
                     unflushed.retain(|u| {
                         let flushed = ids.contains(&u.id);
                         if flushed {
-                            u.change.apply(Rc::make_mut(durable));
+                            u.change.apply(durable);
                         }
                         !flushed
                     });
@@ -216,10 +189,8 @@ impl DiskState {
                 (Ok(0), None)
             }
             FlightKind::Read(offset, len, mut buf) => {
-                let from = (offset as usize).min(state.view.len());
-                let to = (from + len).min(state.view.len());
-                buf.whole_mut()[..to - from].copy_from_slice(&state.view[from..to]);
-                (Ok(to - from), Some(buf))
+                let read = state.view.read(offset, &mut buf.whole_mut()[..len]);
+                (Ok(read), Some(buf))
             }
             FlightKind::Fail(kind, buf) => (Err(io::Error::from(kind)), buf),
         };
@@ -247,16 +218,18 @@ impl DiskState {
             }
             OpKind::Sync => {
                 let done = self.inodes[inode].unflushed.iter().filter(|u| u.done).map(|u| u.id).collect();
-                self.flights.push(Flight { token: op.token, inode, kind: FlightKind::Sync(done) });
+                let class = self.class_of_sync(inode, &name);
+                self.flights.push(Flight { token: op.token, inode, kind: FlightKind::Sync(done, class) });
                 return;
             }
             OpKind::Write { offset, data } => {
                 assert!(aligned(offset, data.len()) && data.is_aligned(), "write of {name} at {offset}");
                 self.check_overlap(inode, offset, data.len());
+                let (first, pages) = (offset as usize / PAGE, pages_of(&data));
                 if let Some(trace) = &mut self.trace {
                     trace.push((name, offset, data.len()));
                 }
-                Change::Write(offset, data)
+                Change::Write(first, Rc::new(pages))
             }
             OpKind::Allocate { offset, len } => Change::Allocate(offset, len),
             OpKind::Punch { offset, len } => Change::Punch(offset, len),
@@ -268,6 +241,7 @@ impl DiskState {
             self.flights.push(Flight { token: op.token, inode, kind });
             return;
         }
+        self.boundary();
         self.inodes[inode].unflushed.push(Unflushed { id, change, done: false });
         self.flights.push(Flight { token: op.token, inode, kind: FlightKind::Change(id) });
     }
@@ -275,50 +249,47 @@ impl DiskState {
     /// R17: bytes with an unfinished I/O are never written again.
     fn check_overlap(&self, inode: usize, offset: u64, len: usize) {
         for other in self.inodes[inode].unflushed.iter().filter(|u| !u.done) {
-            if let Change::Write(at, data) = &other.change {
-                let apart = offset + len as u64 <= *at || at + data.len() as u64 <= offset;
+            if let Change::Write(first, pages) = &other.change {
+                let (at, end) = ((first * PAGE) as u64, ((first + pages.len()) * PAGE) as u64);
+                let apart = offset + len as u64 <= at || end <= offset;
                 assert!(apart, "two writes in flight to the same bytes");
             }
         }
     }
 
     fn available(&self) -> u64 {
-        let used: usize = self.names.values().map(|&inode| self.inodes[inode].view.len()).sum();
-        self.total.saturating_sub(used as u64)
+        let used: u64 = self.names.files.values().map(|&inode| self.inodes[inode].view.len()).sum();
+        self.total.saturating_sub(used)
     }
 
-    fn restarted(&mut self, names: BTreeMap<String, usize>, inodes: Vec<Inode>) -> Self {
-        let mut next = Self::new(self.random.next());
-        let named: BTreeSet<usize> = names.values().chain(self.durable_names.values()).copied().collect();
-        let mut inodes = inodes;
-        for (i, inode) in inodes.iter_mut().enumerate() {
-            if !named.contains(&i) {
-                *inode = Inode::default();
-            }
-        }
-        next.durable_names = names.clone();
-        (next.names, next.inodes, next.dirs) = (names, inodes, self.dirs.clone());
-        next.total = self.total;
-        next
+    /// Notes that the power may fail now, before the next change.
+    pub fn boundary(&mut self) {
+        let Some(model) = &self.watch else { return };
+        let last =
+            self.names.files.keys().rfind(|name| name.contains("/checkpoint-") && !name.ends_with("p"));
+        model.borrow_mut().note_checkpoint(last);
+        let model = model.borrow().clone();
+        self.boundaries.push(Boundary { moment: self.moment(), model });
+    }
+    pub fn moment(&self) -> Moment {
+        let (inodes, namings) = (self.inodes.clone(), self.namings.clone());
+        Moment { inodes, namings, durable: self.durable_names.clone(), view: self.names.clone() }
+    }
+    /// A machine that was started with these files.
+    pub fn started(seed: u64, names: Names, inodes: Vec<Inode>) -> Self {
+        let (durable_names, total) = (names.clone(), 4 << 30);
+        Self { names, durable_names, inodes, total, ..Self::new(seed) }
+    }
+    fn restarted(&mut self, names: Names, inodes: Vec<Inode>) -> Self {
+        let (total, skip) = (self.total, self.skip);
+        Self { total, skip, ..Self::started(self.random.next(), names, inodes) }
     }
     /// The disk after power loss: any part of what was not flushed.
     pub fn after_power_loss(&mut self) -> Self {
-        let mut names = self.durable_names.clone();
-        let survive = self.random.below(self.namings.len() as u64 + 1) as usize;
-        self.namings[..survive].iter().for_each(|naming| apply_naming(naming, &mut names));
-        let random = &mut self.random;
-        let mut inodes = Vec::new();
-        for inode in &self.inodes {
-            let mut bytes = inode.durable.clone();
-            for unflushed in &inode.unflushed {
-                match random.below(4) {
-                    0 => {}
-                    1 => unflushed.change.tear(Rc::make_mut(&mut bytes), random),
-                    _ => unflushed.change.apply(Rc::make_mut(&mut bytes)),
-                }
-            }
-            inodes.push(Inode { view: bytes.clone(), durable: bytes, unflushed: Vec::new() });
-        }
+        let moment = self.moment();
+        let units = moment.units();
+        let survives = pick(&units, WAYS, &mut self.random);
+        let (names, inodes) = moment.after(&units, &survives);
         self.restarted(names, inodes)
     }
     /// The disk after the process died: what was written is there, though not flushed; what was in flight may
@@ -329,7 +300,7 @@ impl DiskState {
             inode.unflushed.retain_mut(|unflushed| {
                 if !unflushed.done && self.random.below(2) == 0 {
                     unflushed.done = true;
-                    unflushed.change.apply(Rc::make_mut(&mut inode.view));
+                    unflushed.change.apply(&mut inode.view);
                 }
                 unflushed.done
             });
@@ -353,27 +324,73 @@ impl DiskState {
         self.restarted(names, inodes)
     }
     pub fn files(&self) -> Vec<(String, usize)> {
-        self.names.iter().map(|(name, &inode)| (name.clone(), self.inodes[inode].view.len())).collect()
+        let files = self.names.files.iter();
+        files.map(|(name, &inode)| (name.clone(), self.inodes[inode].view.len() as usize)).collect()
     }
-    pub fn bytes_mut(&mut self, name: &str) -> &mut Vec<u8> {
-        let inode = self.names[name];
-        Rc::make_mut(&mut self.inodes[inode].view)
+    pub fn byte(&self, name: &str, at: usize) -> u8 {
+        let mut byte = [0];
+        self.inodes[self.names.files[name]].view.read(at as u64, &mut byte);
+        byte[0]
+    }
+    /// Damages a file.
+    pub fn edit(&mut self, name: &str, edit: impl FnOnce(&mut Vec<u8>)) {
+        let view = &mut self.inodes[self.names.files[name]].view;
+        let mut bytes = view.to_vec();
+        edit(&mut bytes);
+        *view = Pages::new(&bytes);
     }
     pub fn unlink(&mut self, name: &str) {
-        self.names.remove(name);
+        self.names.files.remove(name);
     }
     pub fn swap(&mut self, a: &str, b: &str) {
-        let (x, y) = (self.names[a], self.names[b]);
-        self.names.insert(a.to_owned(), y);
-        self.names.insert(b.to_owned(), x);
+        let files = &mut self.names.files;
+        let (x, y) = (files[a], files[b]);
+        files.insert(a.to_owned(), y);
+        files.insert(b.to_owned(), x);
     }
+
     fn naming(&mut self, naming: Naming) {
-        apply_naming(&naming, &mut self.names);
+        self.boundary();
+        self.names.apply(&naming);
         self.namings.push(naming);
     }
-    fn sync_dir(&mut self) {
-        for naming in std::mem::take(&mut self.namings) {
-            apply_naming(&naming, &mut self.durable_names);
+    fn sync_dir(&mut self, dir: &str, class: FlushClass) {
+        self.boundary();
+        if self.skip == Some(class) {
+            return;
+        }
+        let durable = &mut self.durable_names;
+        self.namings.retain(|naming| {
+            let flushed = parent(naming.name()) == dir;
+            if flushed {
+                durable.apply(naming);
+            }
+            !flushed
+        });
+    }
+    fn class_of_sync(&mut self, inode: usize, name: &str) -> FlushClass {
+        let first = self.fresh.remove(&inode);
+        match name.rsplit('/').next().unwrap_or_default() {
+            name if name.starts_with("checkpoint-") => FlushClass::Checkpoint,
+            name if name.starts_with("log-") && first => FlushClass::LogStart,
+            name if name.starts_with("log-") && self.opening => FlushClass::RecoveryLog,
+            name if name.starts_with("log-") => FlushClass::LogBatch,
+            _ if self.opening => FlushClass::RecoveryData,
+            _ => FlushClass::Data,
+        }
+    }
+    /// Directories are flushed right after the change that it is for.
+    fn class_of_dir(&self, dir: &str) -> FlushClass {
+        let last = self.namings.iter().rfind(|naming| parent(naming.name()) == dir);
+        let is = |naming: &Naming, part: &str| naming.name().contains(part);
+        match last {
+            Some(Naming::Dir(_)) => FlushClass::DirTarget,
+            Some(naming @ Naming::Link(..)) if is(naming, "/log-") => FlushClass::DirSegment,
+            Some(naming @ Naming::Link(..)) if is(naming, "/data-") => FlushClass::DirData,
+            Some(Naming::Rename(..)) => FlushClass::DirCheckpoint,
+            Some(naming @ Naming::Unlink(_)) if is(naming, "/creating") => FlushClass::DirCreated,
+            Some(naming @ Naming::Unlink(_)) if is(naming, "/log-") && self.opening => FlushClass::DirEmpty,
+            _ => FlushClass::Other,
         }
     }
 }
@@ -396,13 +413,14 @@ impl Disk for FaultDisk {
     fn open_file(&self, name: &str, mode: OpenMode) -> io::Result<FileId> {
         let mut state = self.0.borrow_mut();
         state.alive()?;
-        let inode = match state.names.get(name).copied() {
+        let inode = match state.names.files.get(name).copied() {
             Some(_) if mode.exclusive => return Err(io::ErrorKind::AlreadyExists.into()),
             Some(inode) => inode,
             None if !mode.create => return Err(io::ErrorKind::NotFound.into()),
             None => {
                 state.inodes.push(Inode::default());
                 let inode = state.inodes.len() - 1;
+                state.fresh.insert(inode);
                 state.naming(Naming::Link(name.to_owned(), inode));
                 inode
             }
@@ -417,27 +435,36 @@ impl Disk for FaultDisk {
     }
     fn file_len(&self, file: FileId) -> io::Result<u64> {
         let state = self.0.borrow();
-        Ok(state.inodes[state.open[&file.0]].view.len() as u64)
+        Ok(state.inodes[state.open[&file.0]].view.len())
     }
     fn set_file_len(&self, _: FileId, _: u64) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
         let state = self.0.borrow();
-        if !state.dirs.contains(dir) {
+        if !state.names.dirs.contains(dir) {
             return Err(io::ErrorKind::NotFound.into());
         }
         let prefix = format!("{dir}/");
-        Ok(state.names.keys().filter_map(|name| name.strip_prefix(&prefix)).map(str::to_owned).collect())
+        let names = state.names.files.keys().filter_map(|name| name.strip_prefix(&prefix));
+        Ok(names.map(str::to_owned).collect())
     }
     fn create_dir(&self, dir: &str) -> io::Result<()> {
-        self.0.borrow_mut().dirs.insert(dir.to_owned());
+        let mut state = self.0.borrow_mut();
+        state.alive()?;
+        if state.names.dirs.contains(dir) {
+            return Ok(());
+        }
+        if !state.names.dirs.contains(parent(dir)) {
+            state.naming(Naming::Dir(parent(dir).to_owned()));
+        }
+        state.naming(Naming::Dir(dir.to_owned()));
         Ok(())
     }
     fn remove_file(&self, name: &str) -> io::Result<()> {
         let mut state = self.0.borrow_mut();
         state.alive()?;
-        if !state.names.contains_key(name) {
+        if !state.names.files.contains_key(name) {
             return Err(io::ErrorKind::NotFound.into());
         }
         state.naming(Naming::Unlink(name.to_owned()));
@@ -446,28 +473,40 @@ impl Disk for FaultDisk {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut state = self.0.borrow_mut();
         state.alive()?;
-        state.naming(Naming::Rename(from.to_owned(), to.to_owned()));
+        let inode = *state.names.files.get(from).ok_or(io::ErrorKind::NotFound)?;
+        state.naming(Naming::Rename(from.to_owned(), to.to_owned(), inode));
         Ok(())
     }
-    fn sync_dir(&self, _: &str) -> io::Result<()> {
+    fn sync_dir(&self, dir: &str) -> io::Result<()> {
         let mut state = self.0.borrow_mut();
         state.alive()?;
-        state.sync_dir();
+        let class = state.class_of_dir(dir);
+        state.sync_dir(dir, class);
         Ok(())
     }
     fn read_small(&self, name: &str) -> io::Result<Vec<u8>> {
         let state = self.0.borrow();
-        let inode = state.names.get(name).ok_or(io::ErrorKind::NotFound)?;
+        let inode = state.names.files.get(name).ok_or(io::ErrorKind::NotFound)?;
         Ok(state.inodes[*inode].view.to_vec())
     }
     fn write_small(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let mut state = self.0.borrow_mut();
         state.alive()?;
-        let content = Rc::new(content.to_vec());
-        state.inodes.push(Inode { durable: content.clone(), view: content, unflushed: Vec::new() });
+        let (file, dir) = match name.ends_with("creating") {
+            true => (FlushClass::Marker, FlushClass::DirMarker),
+            false => (FlushClass::Superblock, FlushClass::DirSuperblock),
+        };
+        let content = Pages::new(content);
+        let mut inode = Inode { view: content.clone(), ..Inode::default() };
+        if state.skip == Some(file) {
+            inode.unflushed.push(Unflushed { id: 0, change: Change::Content(content), done: true });
+        } else {
+            inode.durable = content;
+        }
+        state.inodes.push(inode);
         let inode = state.inodes.len() - 1;
         state.naming(Naming::Link(name.to_owned(), inode));
-        state.sync_dir();
+        state.sync_dir(parent(name), dir);
         Ok(())
     }
     fn lock(&self, _: &str) -> io::Result<()> {

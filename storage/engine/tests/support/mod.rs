@@ -1,8 +1,11 @@
 //! A reactor of one thread and a disk that loses what was not flushed.
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
+pub mod crash;
 pub mod disk;
+pub mod loss;
 pub mod model;
+pub mod pages;
 
 use disk::{DiskState, FaultDisk};
 use ember_engine::{Engine, EngineConfig, Identity, Recovery};
@@ -146,9 +149,17 @@ impl World {
         Self::new(disk)
     }
 
+    /// The disk of a machine that was switched off.
+    pub fn into_disk(self) -> DiskState {
+        self.disk.replace(DiskState::new(0))
+    }
+
     pub async fn open(&self, config: EngineConfig) -> ember_engine::Result<(Engine, Recovery)> {
         let expected = (IDENTITY.cluster, IDENTITY.target);
-        Engine::open(&self.rt, &self.queue(), DIR, expected, config).await
+        self.disk.borrow_mut().opening = true;
+        let opened = Engine::open(&self.rt, &self.queue(), DIR, expected, config).await;
+        self.disk.borrow_mut().opening = false;
+        opened
     }
     pub async fn create(&self, config: EngineConfig) -> ember_engine::Result<Engine> {
         Engine::create(&self.rt, &self.queue(), DIR, &IDENTITY, config).await

@@ -12,12 +12,13 @@ use ember_types::{
 };
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Content {
     pub version: ChunkVersion,
     pub removed: bool,
-    pub bytes: Vec<u8>,
+    pub bytes: Rc<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -36,19 +37,69 @@ impl Chunk {
     }
 }
 
+/// What recovery broke.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Kind {
+    /// Something acknowledged is missing.
+    Lost,
+    /// Bytes that no update made.
+    Mixed,
+    /// Bytes that are acknowledged fail their checksum.
+    Unreadable,
+    /// The target does not open.
+    Refused,
+    /// Nothing is lost, but recovery takes what a power loss leaves for damage.
+    Healed,
+    /// The engine or the test panicked.
+    Panic,
+}
+
+/// A violation of the durability contract.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    pub kind: Kind,
+    pub what: String,
+}
+
+impl Violation {
+    pub fn new(kind: Kind, what: impl Into<String>) -> Self {
+        Self { kind, what: what.into() }
+    }
+}
+
 /// Per chunk the states that recovery may find, oldest first; the last one is what is so now.
+#[derive(Clone)]
 pub struct Model {
     pub chunks: BTreeMap<ChunkId, Vec<Chunk>>,
     pub chain_versions: Vec<ChainVersion>,
     /// Per writer the sequences of which recovery may find the record.
     pub sequences: BTreeMap<u8, Vec<u64>>,
-    next_attempt: u32,
+    pub next_attempt: u32,
+    /// The target was created to the end.
+    pub created: bool,
+    /// Small chunks only.
+    pub small: bool,
+    /// Grows with every change.
+    pub epoch: u64,
+    pub checkpoint_ended: bool,
+    /// The name of the checkpoint that was acknowledged last: recovery starts there or later.
+    pub checkpoint: Option<String>,
 }
 
 impl Default for Model {
     fn default() -> Self {
         let chain_versions = vec![ChainVersion(0)];
-        Self { chunks: BTreeMap::new(), chain_versions, sequences: BTreeMap::new(), next_attempt: 0 }
+        Self {
+            chunks: BTreeMap::new(),
+            chain_versions,
+            sequences: BTreeMap::new(),
+            next_attempt: 0,
+            created: false,
+            small: false,
+            epoch: 0,
+            checkpoint_ended: false,
+            checkpoint: None,
+        }
     }
 }
 
@@ -56,14 +107,29 @@ impl Model {
     pub fn now(&self, chunk: ChunkId) -> Chunk {
         self.chunks.get(&chunk).and_then(|states| states.last()).cloned().unwrap_or_default()
     }
+    /// As if everything were durable: what must be so as long as the machine runs.
+    pub fn latest(&self) -> Self {
+        let last = |states: &Vec<Chunk>| states.last().cloned().into_iter().collect();
+        let chunks = self.chunks.iter().map(|(id, states)| (*id, last(states))).collect();
+        Self { chunks, ..self.clone() }
+    }
     /// From now on it may be this.
     fn may(&mut self, chunk: ChunkId, state: Chunk) {
+        self.epoch += 1;
         self.chunks.entry(chunk).or_insert_with(|| vec![Chunk::default()]).push(state);
     }
     /// What is so now is durable.
     fn durable(&mut self, chunk: ChunkId) {
+        self.epoch += 1;
         if let Some(states) = self.chunks.get_mut(&chunk) {
             states.drain(..states.len() - 1);
+        }
+    }
+    /// A checkpoint that was acknowledged stays: `last` is the newest there is.
+    pub fn note_checkpoint(&mut self, last: Option<&String>) {
+        if std::mem::take(&mut self.checkpoint_ended) {
+            self.checkpoint = last.cloned();
+            self.epoch += 1;
         }
     }
 }
@@ -89,7 +155,8 @@ enum Edit {
 }
 
 impl Edit {
-    fn random(random: &mut SplitMix64, length: usize) -> Self {
+    fn random(random: &mut SplitMix64, length: usize, small: bool) -> Self {
+        let part = if small { 6 } else { 1 };
         let data = |random: &mut SplitMix64, len: usize| -> Vec<u8> {
             let seed = random.next();
             (0..len).map(|i| (seed >> (i % 7 * 8)) as u8 ^ (i / 97) as u8).collect()
@@ -100,23 +167,26 @@ impl Edit {
             0..=2 => {
                 // Appends, mostly of whole blocks.
                 let at = if random.below(3) == 0 { length } else { length.next_multiple_of(block) };
-                let len =
-                    if random.below(3) == 0 { 1 + any(random, 9000) } else { block * (1 + any(random, 8)) };
+                let len = if random.below(3) == 0 {
+                    1 + any(random, 9000 / part)
+                } else {
+                    block * (1 + any(random, 8))
+                };
                 Self::Write(at, data(random, len))
             }
             3..=5 => Self::Write(any(random, length + 1), {
-                let n = 1 + any(random, 6000);
+                let n = 1 + any(random, 6000 / part);
                 data(random, n)
             }),
-            6 => Self::Write(length + any(random, 50_000), {
+            6 => Self::Write(length + any(random, 50_000 / part), {
                 let n = 1 + any(random, 3000);
                 data(random, n)
             }),
-            7 => Self::Truncate(any(random, length + 30_000)),
+            7 => Self::Truncate(any(random, length + 30_000 / part)),
             8 => Self::Cut(any(random, length + 5000)),
             9 => Self::Remove,
             _ => Self::Whole({
-                let n = any(random, 70_000);
+                let n = any(random, 70_000 / part);
                 data(random, n)
             }),
         }
@@ -140,7 +210,7 @@ impl Edit {
             }
             Self::Whole(data) => bytes = data.clone(),
         }
-        Content { version, removed, bytes }
+        Content { version, removed, bytes: Rc::new(bytes) }
     }
     fn update(&self) -> Update {
         match self {
@@ -186,8 +256,11 @@ impl Worker<'_> {
         match (now.pending.clone(), self.random.below(20)) {
             (_, 0) => self.flush(engine).await,
             (_, 1) => self.raise_chain(engine).await,
-            (_, 2) => drop(check_chunk(engine, id, &[now]).await),
-            (_, 3) if self.random.below(4) == 0 => powered(engine.checkpoint().await).await,
+            (_, 2) => drop(check_chunk(engine, id, &[now]).await.unwrap()),
+            (_, 3) if self.random.below(4) == 0 => {
+                powered(engine.checkpoint().await).await;
+                self.model.borrow_mut().checkpoint_ended = true;
+            }
             (_, 4) => self.install(engine, id).await,
             (Some(pending), 5..=15) => {
                 let next = Chunk {
@@ -220,7 +293,8 @@ impl Worker<'_> {
     }
 
     async fn prepare(&mut self, engine: &Engine, id: ChunkId, now: Chunk) {
-        let edit = Edit::random(&mut self.random, now.bytes().len());
+        let small = self.model.borrow().small;
+        let edit = Edit::random(&mut self.random, now.bytes().len(), small);
         let version = self.version(&now);
         let content = edit.apply(&now, version);
         let state = summary(&content);
@@ -258,9 +332,10 @@ impl Worker<'_> {
         let content = |random: &mut SplitMix64, now: &Chunk| {
             let version = self.version(now);
             let removed = random.below(4) == 0;
-            let len = if removed { 0 } else { random.below(40_000) as usize };
+            let most = if self.model.borrow().small { 7000 } else { 40_000 };
+            let len = if removed { 0 } else { random.below(most) as usize };
             let fill = random.next() as u8;
-            Content { version, removed, bytes: (0..len).map(|i| fill ^ (i / 50) as u8).collect() }
+            Content { version, removed, bytes: Rc::new((0..len).map(|i| fill ^ (i / 50) as u8).collect()) }
         };
         let committed = (random.below(4) != 0).then(|| content(&mut random, &now));
         let next = Chunk { committed, ..Chunk::default() };
@@ -286,11 +361,14 @@ impl Worker<'_> {
             let last = model.chain_versions.last().copied().unwrap_or_default();
             let next = ChainVersion(last.0 + 1);
             model.chain_versions.push(next);
+            model.epoch += 1;
             next
         };
         powered(engine.set_chain_version(next).await).await;
         // R2: from here on it never goes below.
-        self.model.borrow_mut().chain_versions.retain(|v| *v >= next);
+        let mut model = self.model.borrow_mut();
+        model.chain_versions.retain(|v| *v >= next);
+        model.epoch += 1;
     }
 
     async fn flush(&mut self, engine: &Engine) {
@@ -309,70 +387,79 @@ async fn powered<T>(result: ember_engine::Result<T>) -> T {
     }
 }
 
-async fn read_content(engine: &Engine, id: ChunkId, state: &ContentState) -> Content {
+async fn read_content(engine: &Engine, id: ChunkId, state: &ContentState) -> Result<Content, Violation> {
     let mut bytes = Vec::new();
     if !state.removed {
         let which = Which::Exact(state.version);
-        let read =
-            engine.read(id, which, 0, u32::MAX, FOREGROUND).await.unwrap_or_else(|e| panic!("{id}: {e}"));
+        let read = engine.read(id, which, 0, u32::MAX, FOREGROUND).await;
+        let read = read.map_err(|error| Violation::new(Kind::Unreadable, format!("{id}: {error}")))?;
         assert_eq!(read.chunk_length, state.length);
         bytes = read.data.to_vec();
         assert_eq!(block_checksums(&bytes), read.checksums);
         assert_eq!(crc32c(&bytes), state.checksum);
     }
-    Content { version: state.version, removed: state.removed, bytes }
+    Ok(Content { version: state.version, removed: state.removed, bytes: Rc::new(bytes) })
 }
 
 /// Reads all that the engine holds of a chunk.
-pub async fn observe(engine: &Engine, id: ChunkId) -> Chunk {
+pub async fn observe(engine: &Engine, id: ChunkId) -> Result<Chunk, Violation> {
     let state: ChunkState = engine.state(id).unwrap_or_default();
     let mut chunk = Chunk { aborted: state.aborted, ..Chunk::default() };
     if let Some(committed) = &state.committed {
-        chunk.committed = Some(read_content(engine, id, committed).await);
+        chunk.committed = Some(read_content(engine, id, committed).await?);
     }
     if let Some(pending) = &state.pending {
-        chunk.pending = Some(read_content(engine, id, pending).await);
+        chunk.pending = Some(read_content(engine, id, pending).await?);
     }
-    chunk
+    Ok(chunk)
 }
 
-async fn check_chunk(engine: &Engine, id: ChunkId, allowed: &[Chunk]) -> Chunk {
-    let found = observe(engine, id).await;
-    let brief = |c: &Chunk| {
+async fn check_chunk(engine: &Engine, id: ChunkId, allowed: &[Chunk]) -> Result<Chunk, Violation> {
+    let found = observe(engine, id).await?;
+    if allowed.contains(&found) {
+        return Ok(found);
+    }
+    let versions = |c: &Chunk| {
         let part = |c: &Option<Content>| c.as_ref().map(|c| (c.version, c.removed, c.bytes.len()));
         (part(&c.committed), part(&c.pending), c.aborted)
     };
-    assert!(
-        allowed.contains(&found),
-        "{id}: {:?} is none of {:?}",
-        brief(&found),
-        allowed.iter().map(brief).collect::<Vec<_>>()
-    );
-    found
+    let same = allowed.iter().any(|allowed| versions(allowed) == versions(&found));
+    let allowed: Vec<_> = allowed.iter().map(versions).collect();
+    let what = format!("{id}: {:?} is none of {allowed:?}", versions(&found));
+    Err(Violation::new(if same { Kind::Mixed } else { Kind::Lost }, what))
 }
 
 /// After recovery: everything is one of what it may be. The model then goes on from there.
-pub async fn check_all(engine: &Engine, model: &RefCell<Model>) {
+pub async fn check_all(engine: &Engine, model: &RefCell<Model>) -> Result<(), Violation> {
     let states = model.borrow().chunks.clone();
     for (id, allowed) in states {
-        let found = check_chunk(engine, id, &allowed).await;
+        let found = check_chunk(engine, id, &allowed).await?;
         model.borrow_mut().chunks.insert(id, vec![found]);
     }
     let known: Vec<ChunkId> = engine.list(None, usize::MAX).into_iter().map(|(id, _)| id).collect();
     assert!(known.is_sorted());
     let chain = engine.chain_version();
     let mut model = model.borrow_mut();
+    if let Some(id) = known.iter().find(|id| !model.chunks.contains_key(id)) {
+        return Err(Violation::new(Kind::Mixed, format!("{id}: nobody asked for it")));
+    }
     let possible = &model.chain_versions;
     let lowest = possible.first().copied().unwrap_or_default();
     let highest = possible.last().copied().unwrap_or_default();
-    assert!(lowest <= chain && chain <= highest, "{chain} of {possible:?}");
+    if chain < lowest || highest < chain {
+        return Err(Violation::new(Kind::Lost, format!("chain version {chain} of {possible:?}")));
+    }
     model.chain_versions = vec![chain];
     for (id, sequences) in &mut model.sequences {
         let record = engine.writer(Worker::client(*id), ChannelId(1));
         let found = record.map_or(0, |(_, record)| record.tag.sequence.0);
-        assert!(found >= sequences[0] && sequences.contains(&found), "writer {id}: {found} of {sequences:?}");
+        if !sequences.contains(&found) {
+            return Err(Violation::new(Kind::Lost, format!("writer {id}: {found} of {sequences:?}")));
+        }
         *sequences = vec![found];
     }
+    model.epoch += 1;
+    Ok(())
 }
 
 /// Runs `workers` clients side by side.
