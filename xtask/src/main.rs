@@ -1,10 +1,11 @@
-//! Tasks of the repository: `cargo xtask tidy|test|mutants|faults|perf`.
+//! Tasks of the repository: `cargo xtask tidy|test|crash|mutants|faults|perf`.
 //!
 //! It is not part of the product. Every task prints what it does, ends with exit code 0 only if all of it held,
 //! and runs from any folder of the checkout.
 #![forbid(unsafe_code)]
 
 mod arrows;
+mod crash;
 mod faults;
 mod fuzz;
 mod lengths;
@@ -39,6 +40,8 @@ enum Task {
     Mutants(mutants::MutantArgs),
     /// Searches with libFuzzer for inputs that break a decoder of disk, wire or user bytes.
     Fuzz(fuzz::FuzzArgs),
+    /// Loses power at every write and flush of random histories of the chunk engine.
+    Crash(crash::CrashArgs),
     /// Kills processes of a real cluster and checks what users see of it.
     Faults(faults::FaultArgs),
     /// Measures the mount and the native client against fio on the same disk.
@@ -61,6 +64,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test { fail_fast } => suite::run(fail_fast),
         Task::Mutants(args) => mutants::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
+        Task::Crash(args) => crash::run(&args),
         Task::Faults(args) => faults::run(&args),
         Task::Perf(args) => perf::run(&args),
     }
