@@ -1,4 +1,4 @@
-//! Tasks of the repository: `cargo xtask tidy|test|crash|mutants|faults|perf`.
+//! Tasks of the repository: `cargo xtask tidy|test|crash|model|mutants|faults|perf`.
 //!
 //! It is not part of the product. Every task prints what it does, ends with exit code 0 only if all of it held,
 //! and runs from any folder of the checkout.
@@ -9,6 +9,7 @@ mod crash;
 mod faults;
 mod fuzz;
 mod lengths;
+mod model;
 mod mutants;
 mod perf;
 mod process;
@@ -38,6 +39,8 @@ enum Task {
     },
     /// Plants each bug in turn, runs the test or the simulation that is to find it, and fails if one survives.
     Mutants(mutants::MutantArgs),
+    /// Explores the protocol's pure code within bounds, to the end, and shows that a wrong rule is found.
+    Model(model::ModelArgs),
     /// Searches with libFuzzer for inputs that break a decoder of disk, wire or user bytes.
     Fuzz(fuzz::FuzzArgs),
     /// Loses power at every write and flush of random histories of the chunk engine.
@@ -63,6 +66,7 @@ fn run(task: Task) -> Result<()> {
         Task::Tidy => tidy::run(),
         Task::Test { fail_fast } => suite::run(fail_fast),
         Task::Mutants(args) => mutants::run(&args),
+        Task::Model(args) => model::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Crash(args) => crash::run(&args),
         Task::Faults(args) => faults::run(&args),
