@@ -1,4 +1,4 @@
-//! Tasks of the repository: `cargo xtask tidy|test|crash|model|mutants|faults|perf`.
+//! Tasks of the repository: `cargo xtask tidy|test|model|crash|mutants|faults|perf`.
 //!
 //! It is not part of the product. Every task prints what it does, ends with exit code 0 only if all of it held,
 //! and runs from any folder of the checkout.
