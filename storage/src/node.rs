@@ -12,6 +12,7 @@ use ember_net::{Pool, Server, ServerIdentity, ServerOptions};
 use ember_rt::disk::DiskQueue;
 use ember_rt::net::Listener;
 use ember_rt::select::{Either, Either3, join_all, select, select3};
+use ember_rt::sync::Semaphore;
 use ember_rt::{Addr, Rt, watch};
 use ember_types::{
     CapabilityKey, Chain, ClientId, Instant, LocalState, NodeId, PublicState, TargetId, TargetInfo,
@@ -56,6 +57,8 @@ pub(crate) struct NodeContext {
     repairs: Cell<u64>,
     /// When the next resync message may be sent.
     resync_at: Cell<Instant>,
+    /// Held by the resync message that waits for that time.
+    resync_turn: Semaphore,
 }
 
 impl NodeContext {
@@ -76,14 +79,18 @@ impl NodeContext {
     pub(crate) fn cluster_ms(&self) -> u64 {
         self.routing.clock().earliest(self.rt.now()).map_or(0, |time| time.0)
     }
-    /// Waits until a resync message of so many bytes may be sent.
-    pub(crate) async fn pace_resync(&self, bytes: usize) {
+    /// Waits for a resync message's turn, and until so many bytes may be sent. One that isn't wanted any more when
+    /// its turn comes costs nothing: chains may change faster than messages are let through.
+    pub(crate) async fn pace_resync(&self, bytes: usize, wanted: impl Fn() -> bool) {
         let rate = self.config.resync_bytes_per_s;
         if rate == 0 {
             return;
         }
-        let now = self.rt.now();
-        let at = self.resync_at.get().max(now);
+        let Ok(_turn) = self.resync_turn.acquire().await else { return };
+        if !wanted() {
+            return;
+        }
+        let at = self.resync_at.get().max(self.rt.now());
         let cost = Duration::from_nanos((bytes as u64).saturating_mul(1_000_000_000) / rate);
         self.resync_at.set(at + cost);
         self.rt.sleep_until(at).await;
@@ -364,6 +371,7 @@ pub async fn run(
         no_lease: Lease::default(),
         repairs: Cell::new(0),
         resync_at: Cell::default(),
+        resync_turn: Semaphore::new(1),
     });
     let node = Rc::new(Node {
         context: context.clone(),

@@ -47,7 +47,15 @@ impl Target {
                 let (data, checksums) = match self.resolve(forward.chunk, bytes).await {
                     Ok(found) => found,
                     Err(Missing::Gone) => return None,
-                    Err(Missing::Unreadable) => return Some(Answer::Unreadable),
+                    // Its predecessors hold the pending version too: nobody but this replica need wait for a
+                    // repair, which wants the chunk's place.
+                    Err(Missing::Unreadable) => match self.fetch(forward.chunk, &forward.result).await {
+                        Some((data, _)) => {
+                            let checksums = block_checksums(&data);
+                            (data, checksums)
+                        }
+                        None => return Some(Answer::Unreadable),
+                    },
                 };
                 let request = ForwardRequest {
                     to: to_wire(to),
@@ -121,7 +129,11 @@ impl Target {
             request.state.removed = content.removed;
             request.state.length = content.length;
             request.state.checksum = content.checksum;
-            self.node.pace_resync(data.len()).await;
+            let current = || self.replica().chain_version() == to.chain_version;
+            self.node.pace_resync(data.len(), current).await;
+            if !current() {
+                return None;
+            }
         }
         let answer = self.call::<SyncChunk>(to, &request, data, 0).await?.0;
         Some(reply(answer.status, request.state.committed, answer.chain_version))
@@ -253,8 +265,28 @@ impl Target {
     pub(crate) async fn repair(self: &Rc<Self>, chunk: ChunkId, version: ChunkVersion) {
         let Some(state) = self.engine.state(chunk) else { return };
         let Some(own) = state.committed.filter(|own| own.version == version && !own.removed) else { return };
-        let chain = self.replica().chain().cloned();
-        let Some(chain) = chain else { return };
+        let what = content_of(&own);
+        if let Some((data, from)) = self.fetch(chunk, &what).await {
+            let committed = Some(InstallContent { state: ContentState { lost: false, ..own }, data });
+            let install = Install { committed, pending: None, writers: state.writers.clone() };
+            match self.engine.install(chunk, install).await {
+                Ok(()) => {
+                    self.node.count_repair();
+                    tracing::warn!(target = %self.id, %chunk, %from, "repaired a chunk");
+                }
+                Err(error) => tracing::error!(target = %self.id, %chunk, %error, "a chunk is not repaired"),
+            }
+            return;
+        }
+        if own.lost {
+            return tracing::debug!(target = %self.id, %chunk, ?what, "a lost chunk has not turned up");
+        }
+        tracing::error!(target = %self.id, %chunk, ?what, "no other replica has the bytes of a damaged chunk");
+    }
+
+    /// The bytes of exactly this content from another replica, committed or pending there, and which one it was.
+    async fn fetch(self: &Rc<Self>, chunk: ChunkId, content: &Content) -> Option<(SharedBuf, TargetId)> {
+        let chain = self.replica().chain().cloned()?;
         // A member that doesn't serve may have them too: version and checksum say that they are the right ones.
         let others = || chain.targets.iter().filter(|member| member.target != self.id);
         let serving = |member: &&ChainTarget| member.state == PublicState::Serving;
@@ -265,36 +297,18 @@ impl Target {
                 target: member.target,
                 generation: member.generation,
             };
-            let request = ReadReplicaRequest { to: to_wire(&to), chunk, version };
-            let expect = own.length as usize;
-            let Some((answer, data)) =
-                self.call::<ReadReplica>(&to, &request, SharedBuf::default(), expect).await
-            else {
+            let request = ReadReplicaRequest { to: to_wire(&to), chunk, version: content.version };
+            let expect = content.length as usize;
+            let none = SharedBuf::default();
+            let Some((answer, data)) = self.call::<ReadReplica>(&to, &request, none, expect).await else {
                 continue;
             };
-            let blocks = block_checksums(&data);
-            let whole = answer.status == Status::Ok
-                && data.len() == expect
-                && combine_blocks(&blocks, data.len()) == own.checksum;
-            if !whole {
-                continue;
+            let checksum = combine_blocks(&block_checksums(&data), data.len());
+            if answer.status == Status::Ok && data.len() == expect && checksum == content.checksum {
+                return Some((data, member.target));
             }
-            let committed = Some(InstallContent { state: ContentState { lost: false, ..own }, data });
-            let install = Install { committed, pending: None, writers: state.writers.clone() };
-            match self.engine.install(chunk, install).await {
-                Ok(()) => {
-                    self.node.count_repair();
-                    tracing::warn!(target = %self.id, %chunk, from = %member.target, "repaired a chunk");
-                }
-                Err(error) => tracing::error!(target = %self.id, %chunk, %error, "a chunk is not repaired"),
-            }
-            return;
         }
-        let what = content_of(&own);
-        if own.lost {
-            return tracing::debug!(target = %self.id, %chunk, ?what, "a lost chunk has not turned up");
-        }
-        tracing::error!(target = %self.id, %chunk, ?what, "no other replica has the bytes of a damaged chunk");
+        None
     }
 
     /// Asks mgmtd to note that the chain version is in use (R7); the answer comes back as a chain.

@@ -39,6 +39,20 @@ fn dir_of(target: TargetId, generation: Generation) -> String {
     format!("t-{target}-g{generation}")
 }
 
+/// What the kernel says of bytes that the medium doesn't give back: EIO, ENODATA, EILSEQ.
+const UNREADABLE: [i32; 3] = [5, 61, 84];
+
+/// Whether what is stored is damaged, so that opening the target again won't help (R10).
+fn is_damage(error: &EngineError) -> bool {
+    match error {
+        EngineError::Corrupt { .. } => true,
+        EngineError::Io { operation: "read", source, .. } => {
+            source.raw_os_error().is_some_and(|code| UNREADABLE.contains(&code))
+        }
+        _ => false,
+    }
+}
+
 impl Node {
     fn engine_config(&self) -> EngineConfig {
         EngineConfig {
@@ -137,8 +151,7 @@ impl Node {
                     tracing::info!(target = %info.id, chunks = engine.len(), ?recovery, "opened");
                     engine
                 }
-                Err(error @ EngineError::Corrupt { .. }) => return Err(broken(error.to_string(), true)),
-                Err(error) => return Err(broken(error.to_string(), false)),
+                Err(error) => return Err(broken(error.to_string(), is_damage(&error))),
             }
         } else if info.created {
             let path = self.context.config.disks.get(info.disk as usize).cloned().unwrap_or_default();
