@@ -18,7 +18,7 @@ pub mod trace;
 mod task;
 mod world;
 
-pub use disk::{DiskConfig, SimFs};
+pub use disk::{DiskConfig, PowerCut, SimFs};
 pub use net::NetConfig;
 pub use process::{CLOCK_DRIFT_PPM_MAX, Crash, ProcessId};
 pub use world::World;

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use clap::{ArgGroup, Parser};
+use ember_sim::cluster::matrix;
 use ember_sim::runner::Simulation;
 use ember_sim::runner::{Outcome, Settings, catch_panics, run_seed, run_seeds};
 use ember_sim::{chain, cluster, simulate};
@@ -35,6 +36,9 @@ struct Args {
     /// Run only a part of the simulation.
     #[arg(long, value_enum)]
     only: Option<Part>,
+    /// What is simulated.
+    #[arg(long, value_enum, default_value_t = Profile::Full)]
+    profile: Profile,
     /// Print every message, disk operation and answer of --seed to standard error.
     #[arg(long, requires = "seed")]
     trace: bool,
@@ -49,46 +53,70 @@ enum Part {
     Cluster,
 }
 
-impl Part {
-    fn simulation(part: Option<Self>) -> Simulation {
-        match part {
-            None => simulate,
-            Some(Self::Chain) => chain::simulate,
-            Some(Self::Cluster) => cluster::simulate,
+/// What is simulated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+enum Profile {
+    /// Everything, under faults of all kinds.
+    Full,
+    /// A small cluster whose disks are struck on purpose, cell by cell of the fault matrix.
+    Storage,
+}
+
+impl Args {
+    /// `None` if the profile has no such part.
+    fn simulation(&self) -> Option<Simulation> {
+        match (self.profile, self.only) {
+            (Profile::Full, None) => Some(simulate),
+            (Profile::Full, Some(Part::Chain)) => Some(chain::simulate),
+            (Profile::Full, Some(Part::Cluster)) => Some(cluster::simulate),
+            (Profile::Storage, None | Some(Part::Cluster)) => Some(cluster::storage::simulate),
+            (Profile::Storage, Some(Part::Chain)) => None,
         }
+    }
+
+    fn replay(&self, seed: u64, settings: Settings) -> String {
+        let profile = if self.profile == Profile::Storage { " --profile storage" } else { "" };
+        let only = match self.only {
+            None => "",
+            Some(Part::Chain) => " --only chain",
+            Some(Part::Cluster) => " --only cluster",
+        };
+        let mutate = settings.mutant.map(|name| format!(" --mutate {name}")).unwrap_or_default();
+        format!("{PROGRAM}{profile}{only} --seed {seed}{mutate}")
+    }
+
+    fn print_failure(&self, outcome: &Outcome, settings: Settings) {
+        println!("violated: {}", outcome.failure.as_deref().unwrap_or_default());
+        println!("seed {}: replay it by: {}", outcome.seed, self.replay(outcome.seed, settings));
     }
 }
 
+/// So many seeds hit every cell of the fault matrix.
+const EVERY_CELL: u64 = 400;
 const PROGRAM: &str = "cargo run -p ember-sim --release --";
 
-fn replay(seed: u64, settings: Settings) -> String {
-    let mutate = settings.mutant.map(|name| format!(" --mutate {name}")).unwrap_or_default();
-    format!("{PROGRAM} --seed {seed}{mutate}")
-}
-
-fn print_failure(outcome: &Outcome, settings: Settings) {
-    println!("violated: {}", outcome.failure.as_deref().unwrap_or_default());
-    println!("seed {}: replay it by: {}", outcome.seed, replay(outcome.seed, settings));
-}
-
-fn one(simulation: Simulation, seed: u64, settings: Settings) -> ExitCode {
+fn one(args: &Args, simulation: Simulation, seed: u64, settings: Settings) -> ExitCode {
     let outcome = run_seed(simulation, seed, settings);
     if outcome.failure.is_some() {
-        print_failure(&outcome, settings);
+        args.print_failure(&outcome, settings);
     }
     println!("{:016x}", outcome.hash);
     if outcome.failure.is_some() { ExitCode::from(1) } else { ExitCode::SUCCESS }
 }
 
-fn many(args: &Args, count: u64, settings: Settings) -> ExitCode {
+fn many(args: &Args, simulation: Simulation, count: u64, settings: Settings) -> ExitCode {
     let threads = args
         .threads
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
-    let simulation = Part::simulation(args.only);
     let batch = run_seeds(simulation, args.first, count, threads, settings);
     let Some(failed) = &batch.failed else {
         print!("{}", batch.totals.table());
-        return ExitCode::SUCCESS;
+        let missed = matrix::missed(&batch.totals.counters);
+        if args.profile == Profile::Full || count < EVERY_CELL || missed.is_empty() {
+            return ExitCode::SUCCESS;
+        }
+        println!("no seed hit: {}", missed.join("; "));
+        return ExitCode::from(1);
     };
     if let Some(name) = settings.mutant {
         let clean = run_seed(simulation, failed.seed, Settings { mutant: None, ..settings });
@@ -97,7 +125,7 @@ fn many(args: &Args, count: u64, settings: Settings) -> ExitCode {
             if clean.failure.is_some() { "fails too" } else { "passes" }
         );
     }
-    print_failure(failed, settings);
+    args.print_failure(failed, settings);
     ExitCode::from(1)
 }
 
@@ -117,6 +145,10 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let settings = Settings { mutant: mutant.flatten(), log: args.trace };
+    let Some(simulation) = args.simulation() else {
+        eprintln!("error: --profile storage has no part `chain`: leave --only away");
+        return ExitCode::from(2);
+    };
     catch_panics();
     if args.trace {
         tracing_subscriber::fmt()
@@ -126,8 +158,8 @@ fn main() -> ExitCode {
             .init();
     }
     match (args.seed, args.seeds) {
-        (Some(seed), _) => one(Part::simulation(args.only), seed, settings),
-        (None, Some(count)) => many(&args, count, settings),
+        (Some(seed), _) => one(&args, simulation, seed, settings),
+        (None, Some(count)) => many(&args, simulation, count, settings),
         (None, None) => ExitCode::from(2),
     }
 }

@@ -1,5 +1,6 @@
 //! The table at the end of a run.
 
+use crate::cluster::matrix;
 use crate::runner::Outcome;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -64,15 +65,18 @@ impl Totals {
         row("seeds", self.seeds);
         row(OPERATIONS, self.count(OPERATIONS));
         row("faults of all kinds", self.faults());
-        for name in FAULTS {
+        let matrix = matrix::table(&self.counters);
+        // With a matrix, other kinds of faults are none of the plan.
+        for name in FAULTS.iter().filter(|name| matrix.is_none() || self.count(name) > 0) {
             row(&format!("  {name}"), self.count(name));
         }
         for (&name, &count) in &self.counters {
-            if name != OPERATIONS && !FAULTS.contains(&name) {
+            if name != OPERATIONS && !FAULTS.contains(&name) && !matrix::is_cell(name) {
                 row(name, count);
             }
         }
-        format!("{:<44} {:>14} {:>14}\n{text}", "what", "in all", "per seed")
+        let matrix = matrix.map(|table| format!("\n{table}")).unwrap_or_default();
+        format!("{:<44} {:>14} {:>14}\n{text}{matrix}", "what", "in all", "per seed")
     }
 }
 

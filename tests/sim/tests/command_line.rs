@@ -60,6 +60,23 @@ fn a_planted_bug_is_found_with_its_property_its_seed_and_how_to_replay_it() {
 }
 
 #[test]
+fn the_storage_profile_prints_the_fault_matrix_and_is_an_argument_of_its_own() {
+    let output = sim(&["--profile", "storage", "--seeds", "2", "--threads", "1"]);
+    assert_eq!(output.status.code(), Some(0), "{:?}", lines(&output));
+    let table = lines(&output);
+    let row = table.iter().find(|row| row.starts_with("unsynced writes lost")).unwrap();
+    let counts: Vec<u64> =
+        row.split_whitespace().flat_map(|word| word.split('|')).flat_map(str::parse).collect();
+    assert_eq!(counts.len(), 7, "{row}");
+    assert!(
+        counts[1] > 0 && counts[2] > 0,
+        "seeds 1 and 2 strike the middle and the tail of a whole chain: {row}"
+    );
+    assert_eq!(sim(&["--profile", "stroage", "--seeds", "1"]).status.code(), Some(2));
+    assert_eq!(sim(&["--profile", "storage", "--only", "chain", "--seeds", "1"]).status.code(), Some(2));
+}
+
+#[test]
 fn many_seeds_end_with_a_table() {
     let output = sim(&["--seeds", "4", "--only", "chain", "--threads", "1"]);
     assert_eq!(output.status.code(), Some(0));

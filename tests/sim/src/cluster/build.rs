@@ -47,6 +47,50 @@ pub struct Plan {
     pub clients: u32,
     /// Meta answers only what is durable.
     pub strict: bool,
+    /// Replicas of each chunk.
+    pub replicas: u32,
+    /// Targets on each disk.
+    pub targets_per_disk: u32,
+    /// Clients work on names and on files with ledgers too.
+    pub names: bool,
+    /// Everything stored is read and checked once in this time, in seconds.
+    pub scrub_period_s: u64,
+    /// Bytes per second of a resync; 0 is no limit.
+    pub resync_bytes_per_s: u64,
+}
+
+impl Plan {
+    /// A cluster of everything, for all kinds of faults.
+    pub fn full(strict: bool) -> Self {
+        Self {
+            mgmtd: 2,
+            meta: 2,
+            storage: 5,
+            clients: 3,
+            strict,
+            replicas: 3,
+            targets_per_disk: 3,
+            names: true,
+            scrub_period_s: 20,
+            resync_bytes_per_s: 0,
+        }
+    }
+    /// As little as storage and its clients need, for faults of disks. A resync takes its time, so that it can be
+    /// struck.
+    pub fn storage(replicas: u32) -> Self {
+        Self {
+            mgmtd: 1,
+            meta: 1,
+            storage: replicas,
+            clients: 2,
+            strict: true,
+            replicas,
+            targets_per_disk: 2,
+            names: false,
+            scrub_period_s: 10,
+            resync_bytes_per_s: 60_000,
+        }
+    }
 }
 
 fn cluster_id() -> ClusterId {
@@ -211,7 +255,8 @@ pub fn storage(world: &World, plan: Plan) -> Vec<ProcessId> {
                     listen: vec![address(node)],
                     disks: vec!["/disk".into()],
                     forward_timeout_ms: 1_500,
-                    scrub_period_s: 20,
+                    scrub_period_s: plan.scrub_period_s,
+                    resync_bytes_per_s: plan.resync_bytes_per_s,
                     ..ember_storage::StorageConfig::default()
                 };
                 let pool = pool(&rt, Caller::Node(NodeId(node)));
@@ -288,12 +333,15 @@ pub fn clients(world: &World, plan: Plan, stage: &Rc<Stage>, ledger: &Rc<Ledger>
                     };
                     rt.spawn("capabilities", client.clone().keep_capabilities());
                     let rng = || SplitMix64(rt.random_u64());
-                    let workers: Vec<LocalBoxFuture<'static, ()>> = vec![
+                    let mut workers: Vec<LocalBoxFuture<'static, ()>> = vec![
                         Box::pin(chunk_worker(client.clone(), stage.clone(), rng())),
                         Box::pin(chunk_worker(client.clone(), stage.clone(), rng())),
-                        Box::pin(name_worker(client.clone(), stage.clone(), rng())),
-                        Box::pin(ledger_worker(client.clone(), stage.clone(), ledger.clone(), rng())),
                     ];
+                    if plan.names {
+                        workers.push(Box::pin(name_worker(client.clone(), stage.clone(), rng())));
+                        let (stage, ledger) = (stage.clone(), ledger.clone());
+                        workers.push(Box::pin(ledger_worker(client.clone(), stage, ledger, rng())));
+                    }
                     select(join_all(workers), guard.ended()).await;
                 }
             }
@@ -317,6 +365,11 @@ pub async fn replace_targets(rt: Rt, routing: RoutingCache, number: usize) {
             rt.sleep(Duration::from_millis(300)).await;
         }
     }
+}
+
+/// The number of a storage node among the storage nodes.
+pub fn storage_number(node: NodeId) -> Option<usize> {
+    node.0.checked_sub(STORAGE).map(|number| number as usize)
 }
 
 /// Connections and routing for setup and checks, outside every process and never cut off.

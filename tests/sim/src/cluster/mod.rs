@@ -1,11 +1,14 @@
 //! A whole cluster in a world, its faults, its clients, and what must hold.
 
 pub mod acts;
+pub mod aim;
 pub mod build;
 pub mod faults;
 pub mod history;
 pub mod kv;
 pub mod ledger;
+pub mod matrix;
+pub mod storage;
 pub mod verify;
 pub mod workload;
 
@@ -67,25 +70,10 @@ pub fn simulate(seed: u64, settings: Settings) -> Outcome {
 
 fn run(world: &World) {
     let mut rng = world.rng(6);
-    let plan = Plan { mgmtd: 2, meta: 2, storage: 5, clients: 3, strict: rng.below(2) == 0 };
+    let plan = Plan::full(rng.below(2) == 0);
     let run = build(world, plan);
-    let Some(setup) = world.block_on(SETUP_NS, set_up(run.rt.clone(), plan, run.inspector.routing.clone()))
-    else {
-        return world.fail("a cluster starts", "it is not set up in time");
-    };
-    match setup {
-        Ok(setup) => {
-            for (group, dirs) in setup.groups.iter().enumerate() {
-                run.stage.history.start_names(group as u32, dirs);
-            }
-            *run.stage.setup.borrow_mut() = setup;
-        }
-        Err(error) => return world.fail("a cluster starts", &error.to_string()),
-    }
-    let watcher = verify::watch_chains(world.clone(), run.inspector.routing.clone());
-    world.spawn_harness("chain watcher", watcher);
-    for &client in &run.cast.clients {
-        world.start(client);
+    if !run.start() {
+        return;
     }
     let mut weights = ORDINARY.to_vec();
     if !plan.strict {
@@ -143,8 +131,8 @@ fn build(world: &World, plan: Plan) -> Run {
 async fn set_up(rt: Rt, plan: Plan, routing: RoutingCache) -> Result<Setup, ClientError> {
     let request = CreateChainsRequest {
         table: ChainTableId(1),
-        replicas: 3,
-        targets_per_disk: 3,
+        replicas: plan.replicas,
+        targets_per_disk: plan.targets_per_disk,
         storage_nodes: plan.storage,
     };
     loop {
@@ -165,7 +153,7 @@ async fn set_up(rt: Rt, plan: Plan, routing: RoutingCache) -> Result<Setup, Clie
     for number in 0..3 {
         setup.hot.push(hot_file(&client, number).await?);
     }
-    for group in 0..2 {
+    for group in 0..if plan.names { 2 } else { 0 } {
         let mut dirs = Vec::new();
         for number in 0..2 {
             dirs.push(directory(&client, &format!("g{group}d{number}")).await?.0);
@@ -199,6 +187,24 @@ async fn hot_file(client: &Client, number: u32) -> Result<HotFile, ClientError> 
 }
 
 impl Run {
+    /// Sets the cluster up and lets the clients loose; whether it came to that.
+    fn start(&self) -> bool {
+        let (world, routing) = (&self.world, &self.inspector.routing);
+        match world.block_on(SETUP_NS, set_up(self.rt.clone(), self.plan, routing.clone())) {
+            None => world.fail("a cluster starts", "it is not set up in time"),
+            Some(Err(error)) => world.fail("a cluster starts", &error.to_string()),
+            Some(Ok(setup)) => {
+                for (group, dirs) in setup.groups.iter().enumerate() {
+                    self.stage.history.start_names(group as u32, dirs);
+                }
+                *self.stage.setup.borrow_mut() = setup;
+                world.spawn_harness("chain watcher", verify::watch_chains(world.clone(), routing.clone()));
+                self.cast.clients.iter().for_each(|&client| world.start(client));
+            }
+        }
+        world.failure().is_none()
+    }
+
     /// Waits until every target serves; whether it came to that.
     fn everything_serves(&self) -> bool {
         let world = &self.world;

@@ -130,6 +130,17 @@ impl Inspector {
         }
     }
 
+    /// Whether every serving replica of every chunk can be read; the error names one that can't.
+    pub async fn readable(&self) -> Result<(), String> {
+        let view = self.routing.view();
+        for chain in view.chains.values() {
+            for member in chain.serving() {
+                self.contents(chain, member.target).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether all replicas of all chains hold the same; the error says what differs.
     pub async fn compare(&self, world: &World) -> Result<(), String> {
         let view = self.routing.view();

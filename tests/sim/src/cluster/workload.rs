@@ -64,6 +64,8 @@ pub struct Stage {
     pub key: CapabilityKey,
     /// Longest pause between two operations of a worker, in nanoseconds.
     pub think_max_ns: Cell<u64>,
+    /// When each operation on a chunk that has not ended began.
+    busy: RefCell<BTreeMap<u64, u64>>,
     known: RefCell<BTreeMap<u32, Known>>,
 }
 
@@ -93,8 +95,29 @@ impl Stage {
             stop: Cell::new(false),
             key: CapabilityKey::new(secret),
             think_max_ns: Cell::new(think_max_ns),
+            busy: RefCell::default(),
             known: RefCell::default(),
         }
+    }
+
+    /// When the oldest operation on a chunk began that has not ended. Of processes that died it stays.
+    pub fn oldest_ns(&self) -> Option<u64> {
+        self.busy.borrow().values().copied().min()
+    }
+
+    /// Counts an operation as under way until it ends, with an answer or an error.
+    async fn watched<T>(
+        &self,
+        operation: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        let key = self.busy.borrow().last_key_value().map_or(0, |(last, _)| last + 1);
+        self.busy.borrow_mut().insert(key, self.world.now_ns());
+        let result = operation.await;
+        self.busy.borrow_mut().remove(&key);
+        if result.is_err() {
+            self.world.trace().count("operations on chunks that ended with an error", 1);
+        }
+        result
     }
 }
 
@@ -132,9 +155,9 @@ pub async fn chunk_worker(client: Client, stage: Rc<Stage>, rng: SplitMix64) {
         files.insert(number, file.clone());
         let kind = rng.borrow_mut().below(100);
         let result = match kind {
-            0..45 => read(&client, &stage, &rng, number, &file).await,
-            45..90 => write(&client, &stage, &rng, number, &file).await,
-            _ => cut(&client, &stage, &rng, number, target).await,
+            0..45 => stage.watched(read(&client, &stage, &rng, number, &file)).await,
+            45..90 => stage.watched(write(&client, &stage, &rng, number, &file)).await,
+            _ => stage.watched(cut(&client, &stage, &rng, number, target)).await,
         };
         match result {
             Err(error) if is_over(&error) => return,
@@ -162,6 +185,26 @@ fn cells(rng: &RefCell<SplitMix64>) -> (u32, u32) {
     };
     let at = chunk * CELLS_PER_CHUNK + first;
     (at, count.min(CHUNKS_PER_FILE * CELLS_PER_CHUNK - at))
+}
+
+/// Reads every chunk under test; the error says which can't be read. What is found becomes part of the history.
+pub async fn read_all(client: &Client, stage: &Stage) -> Result<(), String> {
+    let hot = stage.setup.borrow().hot.clone();
+    for (number, target) in hot.iter().enumerate() {
+        let flags = OpenFlags { read: true, ..OpenFlags::default() };
+        let opened = client.open(target.inode, flags, &MetaOptions::root()).await;
+        let file = opened.map_err(|error| format!("file {number} can't be opened: {error}"))?.file;
+        for chunk in 0..CHUNKS_PER_FILE {
+            let begin = stage.world.now_ns();
+            let at = u64::from(chunk) * u64::from(CHUNK_SIZE);
+            let read = client.read(&file, at, u64::from(CHUNK_SIZE)).await;
+            let segments = read.map_err(|error| format!("file {number} chunk {chunk}: {error}"))?;
+            let bytes: Vec<u8> = segments.iter().flat_map(|s| s.iter().copied()).collect();
+            stage.history.read_chunk((number as u32, chunk), begin, 0, &bytes);
+        }
+        let _ = client.close(file.handle()).await;
+    }
+    Ok(())
 }
 
 /// Splits a run of cells of a file at the borders of chunks: chunk, first cell within it, number.

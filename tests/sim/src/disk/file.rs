@@ -1,8 +1,10 @@
 //! The content of one file: what it reads as now, and what a power loss would leave of it.
 
+use super::PowerCut;
 use crate::world::between;
 use ember_types::layout::SplitMix64;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::rc::Rc;
 
 /// Bytes of a page: what is written back as one.
@@ -35,6 +37,8 @@ pub(super) struct FileData {
     dirty: BTreeMap<u64, (u64, Content)>,
     /// Durable length and its version.
     durable_len: (u64, u64),
+    /// Pages that can't be read until they are written.
+    unreadable: BTreeSet<u64>,
 }
 
 fn zeros() -> Page {
@@ -62,6 +66,7 @@ impl FileData {
     }
 
     fn touch(&mut self, page: u64) {
+        self.unreadable.remove(&page);
         self.next_version += 1;
         let version = self.next_version;
         let before = self.pages.get(&page).cloned();
@@ -163,9 +168,14 @@ impl FileData {
     }
 
     /// A power loss: of each unsynced page the old content, the new one, or some sectors of each are left.
-    pub(super) fn lose_power(&mut self, rng: &mut SplitMix64) {
+    pub(super) fn lose_power(&mut self, cut: PowerCut, rng: &mut SplitMix64) {
         for (number, (_, durable)) in std::mem::take(&mut self.dirty) {
-            let left = match rng.below(10) {
+            let kind = match cut {
+                PowerCut::Any => rng.below(10),
+                PowerCut::Lost => 0,
+                PowerCut::Torn => 9,
+            };
+            let left = match kind {
                 0..=3 => durable.page,
                 4..=7 => self.pages.get(&number).cloned(),
                 _ => Some(self.torn(number, &durable, rng)),
@@ -175,7 +185,7 @@ impl FileData {
                 None => self.pages.remove(&number),
             };
         }
-        if self.durable_len.0 != self.len && rng.below(2) == 0 {
+        if self.durable_len.0 != self.len && (cut == PowerCut::Lost || rng.below(2) == 0) {
             self.len = self.durable_len.0;
         }
         let len = self.len;
@@ -202,5 +212,33 @@ impl FileData {
         let bit = between(rng, 0, (PAGE * 8 - 1) as u64) as usize;
         Rc::make_mut(page)[bit / 8] ^= 1 << (bit % 8);
         Some(number * PAGE as u64 + (bit / 8) as u64)
+    }
+
+    /// Pages that a power loss may forget.
+    pub(super) fn dirty_pages(&self) -> usize {
+        self.dirty.len()
+    }
+    /// Pages that hold anything but zeros.
+    pub(super) fn used_pages(&self) -> Vec<u64> {
+        self.pages
+            .iter()
+            .filter(|(_, page)| page.iter().any(|&b| b != 0))
+            .map(|(&number, _)| number)
+            .collect()
+    }
+    /// Flips a bit of a stored page; where.
+    pub(super) fn flip_in(&mut self, number: u64, rng: &mut SplitMix64) -> Option<u64> {
+        let page = self.pages.get_mut(&number)?;
+        let bit = between(rng, 0, (PAGE * 8 - 1) as u64) as usize;
+        Rc::make_mut(page)[bit / 8] ^= 1 << (bit % 8);
+        Some(number * PAGE as u64 + (bit / 8) as u64)
+    }
+    pub(super) fn make_unreadable(&mut self, pages: Range<u64>) {
+        self.unreadable.extend(pages);
+    }
+    /// Whether none of these bytes lies in a page that can't be read.
+    pub(super) fn is_readable(&self, offset: u64, len: usize) -> bool {
+        let end = (offset + len as u64).div_ceil(PAGE as u64);
+        self.unreadable.is_empty() || self.unreadable.range(offset / PAGE as u64..end).next().is_none()
     }
 }

@@ -3,7 +3,10 @@
 //! Content: of each page of 4 KiB written since the last completed `Sync`, a power loss leaves the old content,
 //! the new one, or a mixture by sectors of 512 bytes; operations in flight may be done in part. Names: changes
 //! are durable in order, as a journal keeps them, and surely after `sync_dir` of a directory that they touch.
+//! Beyond that a disk is slow, full, or fails, flips bits, can't read a range until it is written again, and lets
+//! a write land elsewhere in its file.
 
+mod faults;
 mod file;
 mod names;
 
@@ -20,6 +23,8 @@ use std::future::poll_fn;
 use std::io;
 use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
+
+pub use faults::PowerCut;
 
 /// How a disk behaves.
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +90,7 @@ struct State {
     locks: BTreeMap<String, u64>,
     in_flight: BTreeMap<u64, InFlight>,
     config: DiskConfig,
+    aims: faults::Aims,
     next: u64,
 }
 
@@ -165,7 +171,11 @@ impl SimFs {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
         let mut rng = world.0.disk_rng.borrow_mut();
+        let cut = if crash == Crash::PowerLoss { state.aims.cut } else { PowerCut::Any };
         for (_, flight) in std::mem::take(&mut state.in_flight) {
+            if cut == PowerCut::Lost {
+                break;
+            }
             let Some(file) = state.files.get_mut(&flight.inode) else { continue };
             match flight.op.kind {
                 OpKind::Write { offset, data } => {
@@ -189,7 +199,7 @@ impl SimFs {
             world.trace().count("files with unsynced writes at a power loss", lost);
             state.names.lose_power(&mut rng);
             for file in state.files.values_mut() {
-                file.lose_power(&mut rng);
+                file.lose_power(cut, &mut rng);
             }
         }
         state.drop_unnamed();
@@ -202,11 +212,17 @@ impl SimFs {
         let InFlight { inode, op, snapshot, to } = flight;
         let failed =
             config.error_ppm > 0 && world.0.disk_rng.borrow_mut().below(1_000_000) < config.error_ppm;
+        let failed = failed || state.fails(inode, &op.kind, &mut world.0.disk_rng.borrow_mut());
+        let astray = state.astray(inode, &op.kind, &mut world.0.disk_rng.borrow_mut());
         if failed {
             world.trace().count("disk errors", 1);
         }
         let mut completion = Completion { token: op.token, result: Ok(0), buf: None };
-        let Some(file) = state.files.get_mut(&inode).filter(|_| !failed) else {
+        let readable = |file: &&mut FileData| match op.kind {
+            OpKind::Read { offset, len, .. } => file.is_readable(offset, len),
+            _ => true,
+        };
+        let Some(file) = state.files.get_mut(&inode).filter(|_| !failed).filter(readable) else {
             completion.result = Err(io::Error::from_raw_os_error(5));
             if let OpKind::Read { buf, .. } = op.kind {
                 completion.buf = Some(buf);
@@ -225,7 +241,7 @@ impl SimFs {
                 completion.buf = Some(buf);
             }
             OpKind::Write { offset, data } => {
-                file.write(offset, &data);
+                file.write(astray.unwrap_or(offset), &data);
                 completion.result = Ok(data.len());
             }
             OpKind::Sync => {
@@ -427,7 +443,12 @@ impl Disk for SimDisk {
         Ok(())
     }
     fn read_small(&self, name: &str) -> io::Result<Vec<u8>> {
-        self.fs.state.borrow_mut().file_of(name)?;
+        let inode = self.fs.state.borrow_mut().file_of(name)?;
+        let state = self.fs.state.borrow();
+        if state.files.get(&inode).is_some_and(|file| !file.is_readable(0, file.len() as usize)) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        drop(state);
         self.fs.content(name).ok_or_else(|| error(io::ErrorKind::NotFound, name))
     }
     fn write_small(&self, name: &str, content: &[u8]) -> io::Result<()> {
