@@ -4,7 +4,7 @@ use crate::process::{cargo, output, root};
 use anyhow::{Context, Result, bail};
 use ember_types::mutants::{ALL, Finder, Mutant, VARIABLE, WITHOUT, find};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -39,13 +39,15 @@ pub(crate) fn run(args: &MutantArgs) -> Result<()> {
     if let Some(built) = &built {
         check_without(built, &tests)?;
     }
+    let simulated = list.iter().any(|m| m.found_by == Finder::Simulator);
+    let simulator = if simulated { build_simulator()? } else { PathBuf::new() };
     let mut survivors = Vec::new();
     println!("{:<36} {:<4} {:>7}  {:<9} by what; what it breaks", "planted bug", "rule", "seconds", "");
     for mutant in &list {
         let begin = now();
         let found = match (test_of(mutant), &built) {
             (Some(test), Some(built)) => by_test(built, mutant, test)?,
-            _ => by_simulator(mutant, args.seeds)?,
+            _ => by_simulator(&simulator, mutant, args.seeds)?,
         };
         let seconds = begin.elapsed().as_secs_f64();
         let (state, how) = match &found {
@@ -148,18 +150,35 @@ fn by_test(built: &Built, mutant: &Mutant, test: (&str, &str)) -> Result<Found> 
     }
 }
 
+/// Builds the simulator and keeps a copy of it, so that all runs are of the same code.
+fn build_simulator() -> Result<PathBuf> {
+    let messages =
+        output(cargo(&["build", "--quiet", "--release", "-p", "ember-sim", "--message-format", "json"]))?;
+    let binary = messages.lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        message["executable"].as_str().filter(|path| path.contains("ember-sim")).map(PathBuf::from)
+    });
+    let binary = binary.context("cargo names no executable ember-sim")?;
+    let dir = root().join("target/mutants");
+    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    let copy = dir.join("ember-sim");
+    std::fs::copy(&binary, &copy).with_context(|| format!("copying {}", binary.display()))?;
+    Ok(copy)
+}
+
 /// Whether some seed of the simulator fails with the bug and passes without it.
-fn by_simulator(mutant: &Mutant, seeds: u64) -> Result<Found> {
+fn by_simulator(simulator: &Path, mutant: &Mutant, seeds: u64) -> Result<Found> {
     let seeds = seeds.to_string();
-    let mut command = cargo(&["run", "--quiet", "--release", "-p", "ember-sim", "--"]);
+    let mut command = Command::new(simulator);
     command.args(["--mutate", mutant.name, "--seeds", &seeds]).env_remove(VARIABLE);
-    let done = command.output().context("starting the simulator")?;
+    let done = command.output().with_context(|| format!("starting {}", simulator.display()))?;
     let text = String::from_utf8_lossy(&done.stdout);
     let seed = text.lines().rev().find(|line| line.starts_with("seed "));
     let seed = seed.and_then(|line| line.split_once(':')).map(|(seed, _)| seed.to_owned());
-    Ok(match (done.status.code(), seed) {
-        (Some(1), Some(seed)) if text.contains(BY_THE_BUG_ALONE) => Ok(format!("simulator, {seed}")),
-        (Some(1), Some(seed)) => Err(format!("simulator, {seed}, which fails without it too")),
-        _ => Err(format!("no seed of the simulator up to {seeds} finds it ({})", done.status)),
-    })
+    match (done.status.code(), seed) {
+        (Some(1), Some(seed)) if text.contains(BY_THE_BUG_ALONE) => Ok(Ok(format!("simulator, {seed}"))),
+        (Some(1), Some(seed)) => Ok(Err(format!("simulator, {seed}, which fails without it too"))),
+        (Some(0), _) => Ok(Err(format!("no seed of the simulator up to {seeds} finds it"))),
+        _ => bail!("{}: the simulator ended with {}", mutant.name, done.status),
+    }
 }
