@@ -30,9 +30,9 @@ pub const WRONG: Bounds =
 pub const CRAQ: &[Bounds] = &[
     SMALL,
     Bounds { name: "late store", late_store: true, reads: 1, reaches: &[WRITTEN, ASKED], ..NOTHING },
-    Bounds { name: "lossy", losses: 2, ticks: 2, tries: 2, reads: 1, reaches: &[WRITTEN, ASKED], ..NOTHING },
-    Bounds { name: "lease", expiries: 1, ticks: 1, reaches: &[WRITTEN, WHOLE], ..NOTHING },
-    Bounds { name: "amnesia", crashes: 1, ticks: 1, reaches: &[WRITTEN, WHOLE], ..NOTHING },
+    Bounds { name: "lossy", losses: 1, ticks: 1, tries: 2, reads: 1, reaches: &[WRITTEN, ASKED], ..NOTHING },
+    Bounds { name: "lease", expiries: 1, reaches: &[WRITTEN, WHOLE], ..NOTHING },
+    Bounds { name: "amnesia", crashes: 1, reaches: &[WRITTEN, WHOLE], ..NOTHING },
 ];
 
 /// What an exploration found.
