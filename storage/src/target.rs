@@ -12,9 +12,13 @@ use ember_types::{Chain, ChainVersion, ChunkId, ChunkVersion, Instant, Status, T
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Pending chunks read at once at start.
 const PAGE: usize = 4096;
+
+/// How often what waits for room on a full disk is tried again.
+const ROOM: Duration = Duration::from_millis(500);
 
 /// What a request came to.
 #[derive(Clone, Copy, Debug)]
@@ -200,7 +204,7 @@ impl Target {
     fn perform(self: &Rc<Self>, output: Output) {
         match output {
             Output::StoreVersion(version) => self.store("chain version", move |target| async move {
-                match target.engine.set_chain_version(version).await {
+                match target.when_there_is_room(|| target.engine.set_chain_version(version)).await {
                     Ok(()) => Input::VersionStored(version),
                     Err(error) => target.failed_store(&error),
                 }
@@ -233,7 +237,15 @@ impl Target {
                 }
             }),
             Output::Drop { chunk, version } => self.store("drop", move |target| async move {
-                match target.engine.discard_pending(chunk).await {
+                let pending = |engine: &Engine| engine.state(chunk)?.pending.map(|pending| pending.version);
+                let dropped = target.when_there_is_room(|| async {
+                    // What was pending may be gone, and something else be pending, after a while without room.
+                    match pending(&target.engine) == Some(version) {
+                        true => target.engine.discard_pending(chunk).await,
+                        false => Ok(()),
+                    }
+                });
+                match dropped.await {
                     Ok(()) => Input::Dropped { chunk, version },
                     Err(error) => target.failed_store(&error),
                 }
@@ -310,6 +322,20 @@ impl Target {
             _ => tracing::error!(target = %self.id, %chunk, %error, "the store refuses an update"),
         }
         Input::Failed { chunk, failure }
+    }
+
+    /// Does what needs a little room in the log as soon as there is some: a full disk is no reason to take the
+    /// target out of service.
+    async fn when_there_is_room<F>(&self, work: impl Fn() -> F) -> Result<(), EngineError>
+    where
+        F: Future<Output = Result<(), EngineError>>,
+    {
+        loop {
+            match work().await {
+                Err(EngineError::NoSpace { .. }) => self.node.rt.sleep(ROOM).await,
+                other => return other,
+            }
+        }
     }
 
     /// A log that can't be written any more takes the target out of service.
