@@ -43,16 +43,10 @@ fn steps() -> Vec<Step> {
         },
         Step {
             name: "simulator",
-            commands: vec![cargo(&[
-                "run",
-                "--quiet",
-                "--release",
-                "-p",
-                "ember-sim",
-                "--",
-                "--seeds",
-                "100",
-            ])],
+            commands: vec![
+                simulator(&["--seeds", "100"]),
+                simulator(&["--profile", "storage", "--seeds", "20"]),
+            ],
         },
     ]
 }

@@ -2,7 +2,7 @@
 
 use ember_rt::disk::{DiskQueue, OpenMode, Priority};
 use ember_rt::{Rt, SharedBuf};
-use ember_sim::{Crash, DiskConfig, ProcessId, World};
+use ember_sim::{Crash, DiskConfig, PowerCut, ProcessId, World};
 use std::cell::RefCell;
 use std::future::Future;
 use std::path::Path;
@@ -237,4 +237,97 @@ fn a_replaced_disk_is_empty() {
     world.kill(process, Crash::Kill);
     world.replace_disk(process, root());
     assert!(world.disk(process, root()).unwrap().files().is_empty());
+}
+
+/// A synced file of 16 pages, whose page `n` is filled with `n + 1`.
+async fn sixteen_pages(disk: &DiskQueue) -> ember_rt::disk::FileId {
+    let file = disk.disk().open_file("t-1/f", DIRECT).unwrap();
+    for number in 0..16_u8 {
+        let at = u64::from(number) * 4096;
+        disk.write(file, Priority::Foreground, at, page(number + 1)).await.unwrap();
+    }
+    disk.sync(file).await.unwrap();
+    disk.disk().sync_dir("t-1").unwrap();
+    file
+}
+
+#[test]
+fn a_misdirected_write_reports_success_and_lands_on_another_page() {
+    let world = World::new(3);
+    let process = process(&world, |rt, disk| async move {
+        disk.disk().create_dir("t-1").unwrap();
+        let file = sixteen_pages(&disk).await;
+        rt.sleep(std::time::Duration::from_secs(1)).await;
+        disk.write(file, Priority::Foreground, 0, page(99)).await.unwrap();
+        disk.write(file, Priority::Foreground, 4096, page(98)).await.unwrap();
+    });
+    world.run_until(S);
+    let fs = world.disk(process, root()).unwrap();
+    fs.misdirect("t-1/");
+    world.run_until(2 * S);
+    assert_eq!(fs.hits(), 1, "one write goes astray, not the next one");
+    let bytes = fs.content("t-1/f").unwrap();
+    assert_eq!((bytes[0], bytes[4096]), (1, 98), "its own place keeps the old bytes");
+    assert_eq!(bytes.chunks(4096).filter(|page| page[0] == 99).count(), 1);
+}
+
+#[test]
+fn a_latent_error_lasts_until_the_range_is_written_and_aimed_failures_hit_their_files_alone() {
+    let world = World::new(4);
+    let found: Rc<RefCell<Vec<bool>>> = Rc::default();
+    let told = found.clone();
+    let process = process(&world, move |rt, disk| {
+        let told = told.clone();
+        async move {
+            disk.disk().create_dir("t-1").unwrap();
+            let file = sixteen_pages(&disk).await;
+            let other = disk.disk().open_file("g", CREATE).unwrap();
+            rt.sleep(std::time::Duration::from_secs(1)).await;
+            let whole = || disk.read(file, Priority::Foreground, 0, 16 * 4096);
+            let before = whole().await.is_ok();
+            for number in 0..16_u8 {
+                let at = u64::from(number) * 4096;
+                disk.write(file, Priority::Foreground, at, page(number)).await.unwrap();
+            }
+            let after = whole().await.is_ok();
+            rt.sleep(std::time::Duration::from_secs(1)).await;
+            let failed = disk.write(file, Priority::Foreground, 0, page(1)).await.is_ok();
+            let spared = disk.write(other, Priority::Foreground, 0, page(1)).await.is_ok();
+            told.borrow_mut().extend([before, after, failed, spared]);
+        }
+    });
+    world.run_until(S);
+    let fs = world.disk(process, root()).unwrap();
+    assert!(fs.make_unreadable(&world, "t-1/").is_some());
+    assert_eq!(fs.make_unreadable(&world, "t-2/"), None);
+    world.run_until(3 * S / 2);
+    fs.fail_changes("t-1/", 1_000_000);
+    world.run_until(5 * S);
+    assert_eq!(*found.borrow(), [false, true, false, true]);
+    assert_eq!(fs.hits(), 1);
+}
+
+#[test]
+fn an_aimed_power_cut_loses_or_tears_every_unsynced_page() {
+    for (cut, torn) in [(PowerCut::Lost, false), (PowerCut::Torn, true)] {
+        let mut mixed = 0;
+        for seed in 0..20 {
+            let world = World::new(seed);
+            let process = process(&world, |_, disk| async move {
+                disk.disk().create_dir("t-1").unwrap();
+                let file = sixteen_pages(&disk).await;
+                disk.write(file, Priority::Foreground, 4096, page(99)).await.unwrap();
+            });
+            world.run_until(S);
+            let fs = world.disk(process, root()).unwrap();
+            assert_eq!((fs.unsynced("t-1/"), fs.unsynced("t-2/")), (1, 0));
+            fs.set_power_cut(cut);
+            world.kill(process, Crash::PowerLoss);
+            let bytes = fs.content("t-1/f").unwrap();
+            assert_eq!((bytes.len(), bytes[0], bytes[8192]), (16 * 4096, 1, 3));
+            assert!(torn || bytes[4096..8192].iter().all(|&b| b == 2), "nothing new is left");
+            mixed += usize::from(bytes[4096..8192].contains(&2) && bytes[4096..8192].contains(&99));
+        }
+        assert!(if torn { mixed > 15 } else { mixed == 0 }, "{cut:?}: {mixed}");
+    }
 }
