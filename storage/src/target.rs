@@ -237,15 +237,7 @@ impl Target {
                 }
             }),
             Output::Drop { chunk, version } => self.store("drop", move |target| async move {
-                let pending = |engine: &Engine| engine.state(chunk)?.pending.map(|pending| pending.version);
-                let dropped = target.when_there_is_room(|| async {
-                    // What was pending may be gone, and something else be pending, after a while without room.
-                    match pending(&target.engine) == Some(version) {
-                        true => target.engine.discard_pending(chunk).await,
-                        false => Ok(()),
-                    }
-                });
-                match dropped.await {
+                match target.drop_pending(chunk, version).await {
                     Ok(()) => Input::Dropped { chunk, version },
                     Err(error) => target.failed_store(&error),
                 }
@@ -322,6 +314,18 @@ impl Target {
             _ => tracing::error!(target = %self.id, %chunk, %error, "the store refuses an update"),
         }
         Input::Failed { chunk, failure }
+    }
+
+    async fn drop_pending(&self, chunk: ChunkId, version: ChunkVersion) -> Result<(), EngineError> {
+        let dropped = self.when_there_is_room(|| async {
+            // What was pending may be gone, and something else be pending, after a while without room.
+            let pending = self.engine.state(chunk).and_then(|state| state.pending);
+            match pending.is_some_and(|pending| pending.version == version) {
+                true => self.engine.discard_pending(chunk).await,
+                false => Ok(()),
+            }
+        });
+        dropped.await
     }
 
     /// Does what needs a little room in the log as soon as there is some: a full disk is no reason to take the
