@@ -151,6 +151,7 @@ fn a_locked_directory_names_its_holder() {
         let first = rt.disks().open(&dir.0).unwrap();
         first.create_dir("target").unwrap();
         first.lock("target").unwrap();
+        first.lock("target").unwrap();
         let second = rt.disks().open(&dir.0).unwrap();
         let refused = second.lock("target").unwrap_err().to_string();
         assert!(refused.contains(&format!("in use by process {}", std::process::id())), "{refused}");

@@ -86,7 +86,7 @@ pub(crate) struct UringDisk {
     root: Root,
     direct: Cell<bool>,
     reserves: Rc<Cell<bool>>,
-    locks: RefCell<Vec<OwnedFd>>,
+    locks: RefCell<BTreeMap<String, OwnedFd>>,
 }
 
 impl UringDisk {
@@ -258,8 +258,10 @@ impl Disk for UringDisk {
         self.root.write_small(name, content)
     }
     fn lock(&self, dir: &str) -> io::Result<()> {
-        let lock = self.root.lock(dir)?;
-        self.locks.borrow_mut().push(lock);
+        let mut locks = self.locks.borrow_mut();
+        if !locks.contains_key(dir) {
+            locks.insert(dir.to_owned(), self.root.lock(dir)?);
+        }
         Ok(())
     }
     fn space(&self) -> io::Result<Space> {

@@ -200,7 +200,7 @@ impl Run {
         disk.skip = self.plan.skip;
         let mut world = World::new(disk);
         let model = RefCell::new(boundary.model.clone());
-        let again = mix(image, 5) % 8 == 0;
+        let again = mix(image, 5).is_multiple_of(8);
         for round in 0..1 + u64::from(again) {
             let (engine, recovery) = world.must(begin(&world, &model))?;
             self.count(&recovery)?;
