@@ -62,6 +62,7 @@ impl Client {
         let Answer::Opened { mut attributes, capability, created, capability_ms, .. } = answer else {
             return Err(unexpected(&answer));
         };
+        self.0.shared.correct(&mut attributes);
         let state = self.0.shared.file_state(&attributes);
         state.overlay(&mut attributes);
         let session = session_of(self.0.shared.id(), handle);
@@ -82,6 +83,7 @@ impl Client {
     async fn settle(&self, state: &FileState, written: Written) -> Result<Attributes> {
         let settle = Operation::Settle { inode: state.inode(), written: Some(written) };
         let attributes = self.meta_entry(settle, &MetaOptions::root()).await?;
+        self.0.shared.saw(&attributes);
         state.settled(&written);
         state.refresh(&attributes);
         Ok(attributes)
@@ -92,6 +94,7 @@ impl Client {
         let state = self.0.shared.open_state(inode);
         let written = state.as_ref().and_then(|state| state.unsettled());
         let attributes = self.meta_entry(Operation::Sync { inode, written }, &MetaOptions::root()).await?;
+        self.0.shared.saw(&attributes);
         if let Some(state) = state {
             if let Some(written) = &written {
                 state.settled(written);
@@ -111,6 +114,7 @@ impl Client {
         let written = if file.flags().write { state.unsettled() } else { None };
         let close = Operation::Close { inode: state.inode(), session: file.session(), written };
         let attributes = self.meta_entry(close, &MetaOptions::root()).await?;
+        self.0.shared.saw(&attributes);
         if let Some(written) = &written {
             state.settled(written);
         }
@@ -127,6 +131,7 @@ impl Client {
 
     /// Adds to attributes from meta what only this process knows yet, and takes over what is new.
     pub fn overlay(&self, attributes: &mut Attributes) {
+        self.0.shared.correct(attributes);
         if let Some(state) = self.0.shared.open_state(attributes.inode) {
             state.refresh(attributes);
             state.overlay(attributes);
@@ -149,6 +154,7 @@ impl Client {
             self.settle(&state, written).await?;
         }
         let mut attributes = self.meta_entry(Operation::SetAttributes { inode, set }, options).await?;
+        self.0.shared.saw(&attributes);
         self.overlay(&mut attributes);
         Ok(attributes)
     }

@@ -14,6 +14,7 @@ pub mod mgmtd;
 mod open;
 mod read;
 mod rpc;
+mod seen;
 mod shared;
 mod write;
 

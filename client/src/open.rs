@@ -1,5 +1,6 @@
 //! Open files: what this process knows of an inode, and of one open of it.
 
+use crate::seen::rank;
 use crate::shared::lock;
 use ember_types::file::Attributes;
 use ember_types::{Capability, ClientId, DataId, InodeId, Instant, Layout, SessionId, UnixTime, mutant};
@@ -23,6 +24,8 @@ struct Known {
     length: u64,
     truncate_version: u64,
     truncating_to: Option<u64>,
+    /// Of the answer that all this is from.
+    rank: (u64, bool),
     /// End and time of writes that meta hasn't heard of.
     unsettled: Option<(u64, UnixTime)>,
 }
@@ -35,6 +38,7 @@ impl FileState {
             length: attributes.length,
             truncate_version: attributes.truncate_version,
             truncating_to: attributes.truncating_to,
+            rank: rank(attributes),
             unsettled: None,
         };
         Self { inode: attributes.inode, known: Mutex::new(known) }
@@ -47,9 +51,10 @@ impl FileState {
     /// in between.
     pub fn refresh(&self, attributes: &Attributes) {
         let mut known = lock(&self.known);
-        if attributes.truncate_version < known.truncate_version {
+        if attributes.truncate_version < known.truncate_version || rank(attributes) < known.rank {
             return;
         }
+        known.rank = rank(attributes);
         if attributes.truncate_version > known.truncate_version {
             known.unsettled = None;
         }
@@ -191,11 +196,11 @@ impl OpenFile {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use ember_types::file::FileKind;
 
-    fn attributes(length: u64, truncate_version: u64) -> Attributes {
+    pub(crate) fn attributes(length: u64, truncate_version: u64) -> Attributes {
         let zero = UnixTime::default();
         Attributes {
             inode: InodeId(5),
@@ -244,6 +249,17 @@ mod tests {
         let asked = Instant(0) + Duration::from_secs(100);
         let grant = Grant::new(Capability::NONE, asked, Duration::from_secs(30));
         assert_eq!(grant.renew_at, asked + Duration::from_secs(15));
+    }
+
+    #[test]
+    fn an_answer_from_before_a_settled_write_changes_nothing() {
+        let state = FileState::new(&attributes(10, 1));
+        state.wrote(100, 1, at(7));
+        let told = state.unsettled().unwrap();
+        state.settled(&told);
+        state.refresh(&Attributes { content_version: 1, ..attributes(100, 1) });
+        state.refresh(&attributes(10, 1));
+        assert_eq!(state.length(), 100);
     }
 
     #[test]

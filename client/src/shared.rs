@@ -2,6 +2,7 @@
 //! Everything here is `Send + Sync`; locks are held for moments, never across an await.
 
 use crate::open::{FileState, OpenFile};
+use crate::seen::Seen;
 use ember_types::file::Attributes;
 use ember_types::{ChannelId, ClientId, InodeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,7 @@ pub struct Shared {
     next_open: AtomicU64,
     files: Mutex<BTreeMap<InodeId, Weak<FileState>>>,
     opens: Mutex<BTreeMap<u64, Arc<OpenFile>>>,
+    seen: Mutex<Seen>,
 }
 
 #[derive(Debug, Default)]
@@ -40,6 +42,7 @@ impl Shared {
             next_open: AtomicU64::new(1),
             files: Mutex::default(),
             opens: Mutex::default(),
+            seen: Mutex::default(),
         })
     }
     /// The client's id.
@@ -83,6 +86,14 @@ impl Shared {
     /// The state of an inode if it is open somewhere in this process.
     pub fn open_state(&self, inode: InodeId) -> Option<Arc<FileState>> {
         lock(&self.files).get(&inode).and_then(Weak::upgrade)
+    }
+    /// Meta has answered a change with these attributes.
+    pub(crate) fn saw(&self, attributes: &Attributes) {
+        lock(&self.seen).note(attributes);
+    }
+    /// Brings attributes that were overtaken on their way up to what is known.
+    pub(crate) fn correct(&self, attributes: &mut Attributes) {
+        lock(&self.seen).correct(attributes);
     }
     pub(crate) fn add_open(&self, open: Arc<OpenFile>) {
         lock(&self.opens).insert(open.handle(), open);
