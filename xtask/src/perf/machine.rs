@@ -72,7 +72,7 @@ pub(super) fn describe(folder: &Path) -> String {
     let gib = memory.split(' ').next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) >> 20;
     let release = read("/proc/sys/kernel/osrelease");
     let kernel = release.split('-').next().unwrap_or_default().trim();
-    let kind = folder.to_str().and_then(|path| run_program("stat", &["-f", "-c", "%T", path]).ok());
+    let kind = folder.to_str().and_then(|path| run_program("findmnt", &["-no", "FSTYPE", "-T", path]).ok());
     let kind = kind.unwrap_or_default();
     format!(
         "{cores} cores ({processor}), {gib} GiB of memory, Linux {kernel}, {} on a virtual or local disk",
