@@ -44,7 +44,7 @@ impl ChunkState {
         Self {
             committed: (!entry.committed.version.is_none()).then(|| (&entry.committed).into()),
             pending: entry.pending.as_deref().map(Into::into),
-            aborted: entry.aborted,
+            aborted: entry.aborted(),
             writers,
         }
     }

@@ -1,21 +1,29 @@
 //! Checkpoints: the whole index in a file of frames, written while updates go on. The two newest are kept,
 //! with the log since the older one, so that damage to one loses nothing.
 
+use crate::class::{CLASSES, SlotId};
 use crate::error::{EngineError, Result};
 use crate::files::{File, Files};
 use crate::frame::{self, CHECKPOINT, FrameOf};
 use crate::index::Index;
 use crate::inner::{Inner, add};
+use crate::pages::Named;
 use crate::reader::FrameReader;
-use crate::record::Record;
+use crate::record::{Record, put_rows};
+use crate::rows::Rows;
 use ember_rt::SharedBuf;
 use ember_rt::disk::Priority;
+use ember_rt::select::yield_now;
 use ember_types::ChunkId;
 use std::cell::RefCell;
 use std::rc::Rc;
 
 /// Bytes of records in a frame of a checkpoint, about.
-const PIECE_BYTES: usize = 1 << 20;
+const PIECE_BYTES: usize = 256 << 10;
+/// Chunks between two turns of the reactor's other tasks.
+const ROWS_AT_ONCE: usize = 512;
+/// Sequences of pages, or slots, in a record.
+const NUMBERS_AT_ONCE: u32 = 16 << 10;
 
 pub(crate) fn checkpoint_name(number: u64) -> String {
     format!("checkpoint-{number:010}")
@@ -70,13 +78,15 @@ impl Writer<'_> {
 }
 
 /// Writes checkpoint `number` of `index`, piece by piece: records that are applied meanwhile may or may not
-/// be in it, but stand in the log from `first_segment` on.
+/// be in it, but stand in the log from `first_segment` on. `pages` tells the sequences of pages of a class, from
+/// a page on, up to a number.
 pub(crate) async fn write_checkpoint(
     files: &Files,
     target: u64,
     number: u64,
     (first_segment, next_sequence): (u64, u64),
     index: &RefCell<Index>,
+    pages: &dyn Fn(u8, u32, u32) -> Vec<u32>,
 ) -> Result<()> {
     let name = unfinished_name(number);
     files.remove_if_there(&name)?;
@@ -90,6 +100,12 @@ pub(crate) async fn write_checkpoint(
         out.add(&Record::Chain { version: chain_version }).await?;
         let chunks = write_chunks(&mut out, index).await?;
         write_writers(&mut out, index).await?;
+        // Behind the chunks: what was spoiled before they were written is in it, the rest follows from the log.
+        let spoiled: Vec<SlotId> = index.borrow().spoiled().collect();
+        for slots in spoiled.chunks(NUMBERS_AT_ONCE as usize) {
+            out.add(&Record::Spoiled { slots: slots.to_vec() }).await?;
+        }
+        write_pages(&mut out, pages).await?;
         out.add(&Record::End { chunks }).await?;
         out.write().await?;
         files.sync(&file).await
@@ -104,21 +120,40 @@ pub(crate) async fn write_checkpoint(
 async fn write_chunks(out: &mut Writer<'_>, index: &RefCell<Index>) -> Result<u64> {
     let mut last: Option<ChunkId> = None;
     let mut chunks = 0;
+    let mut rows = Rows::default();
     loop {
-        let next = {
-            let index = index.borrow();
-            index.after(last).next().map(|(chunk, entry)| {
-                let runs = index.runs_of(entry);
-                Record::Put { chunk, entry: entry.clone(), runs, writers: Vec::new() }
-            })
-        };
-        let Some(record) = next else { return Ok(chunks) };
-        if let Record::Put { chunk, .. } = &record {
-            last = Some(*chunk);
+        let before = chunks;
+        for (chunk, entry) in index.borrow().after(last).take(ROWS_AT_ONCE) {
+            rows.add(chunk, entry);
+            last = Some(chunk);
+            chunks += 1;
         }
-        out.add(&record).await?;
-        chunks += 1;
+        if rows.len() >= PIECE_BYTES || (chunks == before && rows.len() > 0) {
+            put_rows(&mut out.payload, &rows.take());
+            out.count += 1;
+            out.write().await?;
+        }
+        if chunks == before {
+            return Ok(chunks);
+        }
+        yield_now().await;
     }
+}
+
+async fn write_pages(out: &mut Writer<'_>, pages: &dyn Fn(u8, u32, u32) -> Vec<u32>) -> Result<()> {
+    for class in 0..CLASSES {
+        let mut first = 0;
+        loop {
+            let sequences = pages(class, first, NUMBERS_AT_ONCE);
+            let count = sequences.len() as u32;
+            if count == 0 {
+                break;
+            }
+            out.add(&Record::Pages { class, first, sequences }).await?;
+            first += count;
+        }
+    }
+    Ok(())
 }
 
 async fn write_writers(out: &mut Writer<'_>, index: &RefCell<Index>) -> Result<()> {
@@ -131,15 +166,23 @@ async fn write_writers(out: &mut Writer<'_>, index: &RefCell<Index>) -> Result<(
     }
 }
 
-/// Reads a checkpoint; returns the index, the first segment of the log behind it and its first sequence.
-pub(crate) async fn read_checkpoint(files: &Files, target: u64, number: u64) -> Result<(Index, u64, u64)> {
+/// What a checkpoint holds.
+pub(crate) struct Checkpoint {
+    pub(crate) index: Index,
+    pub(crate) pages: Named,
+    /// The first segment of the log behind it, and its first sequence.
+    pub(crate) position: (u64, u64),
+}
+
+/// Reads a checkpoint.
+pub(crate) async fn read_checkpoint(files: &Files, target: u64, number: u64) -> Result<Checkpoint> {
     let name = checkpoint_name(number);
     let path = files.path(&name);
     let corrupt = |offset, what: &str| EngineError::corrupt(path.clone(), offset, what);
     let file = files.open(&name)?.ok_or_else(|| corrupt(0, "checkpoint is missing"))?;
     let of = FrameOf { target, kind: CHECKPOINT, file: number };
     let mut reader = FrameReader::new(files, file, of)?;
-    let mut index = Index::default();
+    let (mut index, mut pages) = (Index::default(), Named::default());
     let (mut begin, mut chunks, mut sequence) = (None, 0, 0);
     loop {
         let at = reader.offset();
@@ -148,26 +191,37 @@ pub(crate) async fn read_checkpoint(files: &Files, target: u64, number: u64) -> 
             return Err(corrupt(at + 16, "checkpoint's frames are out of order"));
         }
         sequence += 1;
-        for record in &frame.records {
+        for record in frame.records {
             match record {
                 Record::Begin { first_segment, next_sequence } => {
-                    begin = Some((*first_segment, *next_sequence));
+                    begin = Some((first_segment, next_sequence));
                 }
                 Record::End { chunks: said } => {
-                    let Some((segment, next)) = begin.filter(|_| *said == chunks) else {
+                    let Some(position) = begin.filter(|_| said == chunks) else {
                         return Err(corrupt(at, "checkpoint holds another number of chunks than it says"));
                     };
                     if reader.offset() != reader.len() {
                         return Err(corrupt(reader.offset(), "bytes behind the end of the checkpoint"));
                     }
-                    return Ok((index, segment, next));
+                    return Ok(Checkpoint { index, pages, position });
+                }
+                Record::Rows { rows } => {
+                    chunks += rows.len() as u64;
+                    index.load(rows);
+                }
+                Record::Pages { class, first, sequences } => {
+                    if !pages.extend(class, first, &sequences) {
+                        return Err(corrupt(at, "checkpoint's pages are out of order"));
+                    }
                 }
                 record => {
+                    // Format version 1 has its chunks as the log has them.
                     chunks += u64::from(matches!(record, Record::Put { .. }));
-                    index.apply(record);
+                    index.apply(&record);
                 }
             }
         }
+        yield_now().await;
     }
 }
 
@@ -192,12 +246,22 @@ impl Inner {
         self.check_alive()?;
         let position = {
             let _gate = self.log.gate.acquire().await.map_err(closing)?;
-            self.rotate().await?
+            let position = self.rotate().await?;
+            self.index.borrow_mut().overlay.freeze();
+            position
         };
+        self.write_generation(position).await
+    }
+
+    /// Writes a checkpoint with the log behind it from `position` on, where nothing was frozen since.
+    pub(crate) async fn write_generation(&self, position: (u64, u64)) -> Result<()> {
         let number = self.generations.borrow().next;
         self.generations.borrow_mut().next += 1;
         let target = self.identity.target.0;
-        write_checkpoint(&self.files, target, number, position, &self.index).await?;
+        let written = self.write_pages().await?;
+        let pages = |class, first, limit| self.pages.borrow().named.with(&written, class, first, limit);
+        write_checkpoint(&self.files, target, number, position, &self.index, &pages).await?;
+        self.pages_are_named(&written);
         add(&self.counters.checkpoints, 1);
         let kept = {
             let mut generations = self.generations.borrow_mut();

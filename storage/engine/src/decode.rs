@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::frame::{FrameHeader, FrameOf, build};
 use crate::index::Index;
 use crate::record::Record;
+use crate::sums::{Page, PageId};
 use crate::superblock;
 use ember_types::ChunkId;
 
@@ -36,7 +37,7 @@ pub type BadRecord = (usize, &'static str);
 
 /// Reads a superblock.
 pub fn superblock(bytes: &[u8]) -> Result<Identity> {
-    superblock::decode("superblock", bytes)
+    superblock::decode("superblock", bytes, superblock::FORMAT)
 }
 
 /// The bytes of a superblock.
@@ -81,12 +82,14 @@ impl Records {
         let put = |chunk: ChunkId| {
             let entry = index.get(chunk)?.clone();
             let end = entry.committed.extents.iter().map(crate::record::Extent::end).max().unwrap_or(0);
-            let sums = index.content_sums(&entry.committed, 0, end);
-            debug_assert_eq!(sums.len(), end as usize);
+            let wanted = index.wanted(&entry.committed, 0, end);
+            debug_assert_eq!(wanted.sums.len(), end as usize);
             let (runs, writers) = (index.runs_of(&entry), index.writers_of(chunk));
             Some(Record::Put { chunk, entry, runs, writers })
         };
-        Ok(Self(chunks.into_iter().filter_map(put).collect()))
+        let rows = chunks.iter().filter_map(|&chunk| Some((chunk, index.get(chunk)?.clone()))).collect();
+        let puts: Vec<Record> = chunks.into_iter().filter_map(put).collect();
+        Ok(Self([vec![Record::Rows { rows }], puts].concat()))
     }
 
     /// A frame that holds them.
@@ -102,4 +105,24 @@ pub fn frame(bytes: &[u8], place: Place) -> Option<Result<(u64, Records), BadRec
     let frame = bytes.get(..header.length())?;
     let records = header.verify(frame).then(|| header.records(frame))?;
     Some(records.map(|records| (header.sequence, Records(records))))
+}
+
+/// Reads a checksum page of a place: class, page. The error says why it isn't that page.
+pub fn page(bytes: &[u8], target: u64, class: u8, page: u32) -> Result<(u32, SumPage), &'static str> {
+    Page::decode(bytes, target, PageId { class, page }).map(|(sequence, page)| (sequence, SumPage(page)))
+}
+
+/// The checksums on a page.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SumPage(Page);
+
+impl SumPage {
+    /// The checksum of a block, if the page knows it.
+    pub fn get(&self, index: u32) -> Option<u32> {
+        self.0.get(index)
+    }
+    /// Its bytes at a place.
+    pub fn bytes(&self, target: u64, class: u8, page: u32, sequence: u32) -> Vec<u8> {
+        self.0.encode(target, PageId { class, page }, sequence).to_vec()
+    }
 }

@@ -1,7 +1,7 @@
 //! The engine's handle.
 
 use crate::api::{ChunkState, Install, Prepare, Prepared, Read, TargetSpace, Which};
-use crate::checkpoint::{Generations, remove_surplus, write_checkpoint};
+use crate::checkpoint::{Generations, write_checkpoint};
 use crate::class::{CLASSES, blocks_of, class_for, slot_bytes};
 use crate::error::{EngineError, Result};
 use crate::files::Files;
@@ -9,10 +9,12 @@ use crate::index::Index;
 use crate::inner::{CounterCells, Counters, EngineConfig, Inner, open_data};
 use crate::log::{Log, Segment, create_segment, segment_name};
 use crate::migrate;
+use crate::pages::{Named, Pages};
 use crate::record::{Entry, Record};
 use crate::recover::{Recovery, load, slots_in};
 use crate::slots::Slots;
-use crate::superblock::{self, Identity};
+use crate::superblock::{self, FORMAT, Identity};
+use crate::used::Used;
 use ember_rt::Rt;
 use ember_rt::disk::{DiskQueue, Priority};
 use ember_rt::sync::{Semaphore, oneshot};
@@ -42,8 +44,16 @@ impl Drop for Reservation {
     }
 }
 
+/// What recovery found.
+#[derive(Default)]
+struct State {
+    index: Index,
+    pages: Named,
+    used: Used,
+}
+
 fn is_ours(name: &str) -> bool {
-    let prefixes = ["log-", "checkpoint-", "data-", "superblock-"];
+    let prefixes = ["log-", "checkpoint-", "data-", "sums-", "superblock-"];
     prefixes.iter().any(|prefix| name.starts_with(prefix)) || migrate::is_ours(name)
 }
 
@@ -88,12 +98,13 @@ impl Engine {
         }
         let segment = create_segment(&files, identity.target.0, 1, 1, &[]).await?;
         let index = RefCell::new(Index::default());
-        write_checkpoint(&files, identity.target.0, 1, (1, 1), &index).await?;
+        write_checkpoint(&files, identity.target.0, 1, (1, 1), &index, &|_, _, _| Vec::new()).await?;
         superblock::write(&files, identity)?;
         files.remove(CREATING)?;
         files.sync_dir()?;
         let generations = Generations { next: 2, kept: vec![(1, 1)] };
-        Self::assemble(rt, files, *identity, config, index.into_inner(), segment, generations)
+        let state = State { index: index.into_inner(), ..State::default() };
+        Self::assemble(rt, files, *identity, config, state, segment, generations)
     }
 
     /// Opens the target in `dir` and recovers its state. A target of an older format version is brought to
@@ -128,7 +139,7 @@ impl Engine {
         }
         files.lock()?;
         migrate::run(&files, migrations)?;
-        let (identity, damaged) = superblock::read(&files)?;
+        let (identity, damaged) = superblock::read(&files, FORMAT)?;
         superblock::expect(&files, &identity, cluster, target)?;
         let mut loaded = load(&files, target.0).await?;
         if !damaged.is_empty() {
@@ -142,14 +153,12 @@ impl Engine {
         let number = loaded.last_segment + 1;
         let sequence = loaded.next_sequence;
         let segment = create_segment(&files, target.0, number, sequence, &loaded.corrections).await?;
-        let index = RefCell::new(loaded.index);
-        let checkpoint = loaded.last_checkpoint + 1;
-        write_checkpoint(&files, target.0, checkpoint, (number, sequence), &index).await?;
-        let kept = vec![loaded.checkpoint, (checkpoint, number)];
-        remove_surplus(&files, &kept)?;
+        let state = State { index: loaded.index, pages: loaded.pages, used: loaded.used };
+        let generations = Generations { next: loaded.last_checkpoint + 1, kept: vec![loaded.checkpoint] };
+        let engine = Self::assemble(rt, files, identity, config, state, segment, generations)?;
+        engine.0.index.borrow_mut().overlay.freeze();
+        engine.0.write_generation((number, sequence)).await?;
         loaded.recovery.healed.extend(damaged);
-        let generations = Generations { next: checkpoint + 1, kept };
-        let engine = Self::assemble(rt, files, identity, config, index.into_inner(), segment, generations)?;
         Ok((engine, loaded.recovery))
     }
 
@@ -158,7 +167,7 @@ impl Engine {
         files: Files,
         identity: Identity,
         config: EngineConfig,
-        index: Index,
+        state: State,
         segment: Segment,
         generations: Generations,
     ) -> Result<Self> {
@@ -166,21 +175,18 @@ impl Engine {
         let mut slots = Slots::new();
         for (class, file) in (0..CLASSES).zip(&data) {
             let Some(file) = file else { continue };
-            slots.grow(class, slots_in(class, files.len(file)?));
+            slots.load(class, slots_in(class, files.len(file)?), &state.used);
         }
-        for at in index.used_slots() {
-            // The file may end within its last slot, if the power failed before its growth was flushed.
-            slots.grow(at.class, at.slot + 1);
-            slots.take(at);
-        }
+        let pages = Pages::open(&files, state.pages, config.checksum_cache_bytes)?;
         Ok(Self(Rc::new(Inner {
             rt: rt.clone(),
             files,
             identity,
             config,
-            index: RefCell::new(index),
+            index: RefCell::new(state.index),
             slots: RefCell::new(slots),
             data: RefCell::new(data),
+            pages: RefCell::new(pages),
             growing: Semaphore::new(1),
             log: Log::new(segment),
             checkpointing: Semaphore::new(1),
@@ -406,7 +412,7 @@ impl Inner {
         let mut old = Vec::new();
         for chunk in index.tombstones() {
             let Some(entry) = index.get(chunk) else { continue };
-            let what = entry.committed.version.max(entry.aborted);
+            let what = entry.committed.version.max(entry.aborted());
             let (since, at) = seen.entry(chunk).or_insert((what, now));
             if *since != what {
                 (*since, *at) = (what, now);

@@ -2,10 +2,12 @@
 
 use crate::class::{BLOCK, data_name};
 use crate::error::{EngineError, Result};
-use crate::files::Files;
+use crate::files::{File, Files};
 use crate::index::valid_bytes;
+use crate::pages::{open_sums, read_page};
 use crate::record::{Content, Extent};
 use crate::recover::{DataFiles, Loaded, load};
+use crate::sums::{Page, PageId, sums_name};
 use crate::superblock::{self, Identity};
 use ember_rt::disk::{DiskQueue, Priority};
 use ember_types::ChunkId;
@@ -69,7 +71,7 @@ pub async fn fsck(queue: &DiskQueue, dir: &str) -> Result<FsckReport> {
     files.lock()?;
     let mut report =
         FsckReport { identity: None, chunks: 0, blocks: 0, dropped: Vec::new(), problems: Vec::new() };
-    let identity = match superblock::read(&files) {
+    let identity = match superblock::read(&files, superblock::READABLE) {
         Ok((identity, damaged)) => {
             damaged.into_iter().try_for_each(|error| report.add(error, None))?;
             identity
@@ -94,11 +96,12 @@ pub async fn fsck(queue: &DiskQueue, dir: &str) -> Result<FsckReport> {
 
 async fn check_blocks(files: &Files, loaded: &Loaded, report: &mut FsckReport) -> Result<()> {
     let data = DataFiles::open(files)?;
+    let mut pages = ReadPages { files, loaded, sums: open_sums(files)?, last: None };
     for (chunk, entry) in loaded.index.after(None) {
         report.chunks += 1;
         for content in std::iter::once(&entry.committed).chain(entry.pending.as_deref()) {
             for extent in &content.extents {
-                check_extent(files, &data, loaded, (chunk, content, extent), report).await?;
+                check_extent(&data, &mut pages, (chunk, content, extent), report).await?;
             }
         }
     }
@@ -106,12 +109,12 @@ async fn check_blocks(files: &Files, loaded: &Loaded, report: &mut FsckReport) -
 }
 
 async fn check_extent(
-    files: &Files,
     data: &DataFiles<'_>,
-    loaded: &Loaded,
+    pages: &mut ReadPages<'_>,
     (chunk, content, extent): (ChunkId, &Content, &Extent),
     report: &mut FsckReport,
 ) -> Result<()> {
+    let files = pages.files;
     let path = files.path(&data_name(extent.class));
     let mut first = extent.first();
     while first < extent.end() {
@@ -122,7 +125,14 @@ async fn check_extent(
             Some(file) => files.read(file, Priority::Scrub, start, length).await?,
             None => ember_rt::Buf::default(),
         };
-        let sums = loaded.index.content_sums(content, first, end);
+        let sums = match pages.sums(content, first, end).await {
+            Ok(sums) => sums,
+            Err(error) => {
+                report.add(error, Some(chunk))?;
+                first = end;
+                continue;
+            }
+        };
         for (i, (block, sum)) in (first..end).zip(sums).enumerate() {
             let at = i * BLOCK as usize;
             let valid = valid_bytes(content.length, block) as usize;
@@ -135,4 +145,44 @@ async fn check_extent(
         first = end;
     }
     Ok(())
+}
+
+/// Reads checksum pages; keeps the last one.
+struct ReadPages<'a> {
+    files: &'a Files,
+    loaded: &'a Loaded,
+    sums: Vec<Option<File>>,
+    last: Option<(PageId, Page)>,
+}
+
+impl ReadPages<'_> {
+    /// Checksums of blocks `[from, to)` of a content.
+    async fn sums(&mut self, content: &Content, from: u32, to: u32) -> Result<Vec<u32>> {
+        let mut wanted = self.loaded.index.wanted(content, from, to);
+        for id in wanted.pages() {
+            let page = match self.last.take() {
+                Some((last, page)) if last == id => page,
+                _ => {
+                    let file = self.sums[usize::from(id.class)].as_ref();
+                    let of = (self.loaded.target, id, self.loaded.pages.get(id));
+                    read_page(self.files, file, of, Priority::Scrub).await?.1
+                }
+            };
+            let taken = wanted.take(id, &page);
+            self.last = Some((id, page));
+            taken.map_err(|index| {
+                let place = id.first() + u64::from(index);
+                let what = format!("the page doesn't know the checksum of block {place} of the data file");
+                let offset = id.offset(self.loaded.pages.get(id));
+                EngineError::corrupt(self.files.path(&sums_name(id.class)), offset, what)
+            })?;
+        }
+        Ok(wanted.sums)
+    }
+}
+
+impl Drop for ReadPages<'_> {
+    fn drop(&mut self) {
+        self.sums.iter().flatten().for_each(|file| self.files.close(file));
+    }
 }

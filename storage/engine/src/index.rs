@@ -1,10 +1,12 @@
-//! What a target holds, in memory: the chunks in order, the checksums of the blocks of every used slot, the
+//! What a target holds, in memory: the chunks in order, the checksums that are on no checksum page yet, the
 //! records of the writers. It changes only by applying records, at run time as in recovery.
 
 use crate::class::{SlotId, blocks_of};
 use crate::crc;
-use crate::record::{Content, Entry, Record, Run};
-use ember_types::collections::FixedHashMap;
+use crate::overlay::Overlay;
+use crate::record::{Content, Entry, Extent, Record, Run};
+use crate::sums::{Stretch, stretches};
+use crate::used::Used;
 use ember_types::{ChainVersion, ChannelId, ChunkId, ClientId, DataId, WriterRecord, mutant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -15,9 +17,10 @@ type Channel = (ClientId, ChannelId);
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub(crate) struct Index {
     chunks: BTreeMap<ChunkId, Entry>,
-    /// Per used slot, the checksum of each block written since the slot was taken: as many as the highest
-    /// block ever written.
-    sums: FixedHashMap<SlotId, Vec<u32>>,
+    /// Checksums that no page holds yet.
+    pub(crate) overlay: Overlay,
+    /// Used slots that were written behind what their chunk shows: nothing is appended to them in place (R17).
+    spoiled: BTreeSet<SlotId>,
     writers: BTreeMap<Channel, (ChunkId, WriterRecord)>,
     writers_of: BTreeMap<ChunkId, BTreeSet<Channel>>,
     /// Chunks of which only a removal or an abort is left.
@@ -75,37 +78,51 @@ impl Index {
         self.writers.range(range).map(|(&channel, _)| channel).collect()
     }
 
-    /// Number of blocks written in a slot since it was taken.
-    pub(crate) fn high(&self, at: SlotId) -> u32 {
-        self.sums.get(&at).map_or(0, |sums| sums.len() as u32)
+    /// Blocks of a slot of the chunk `entry` up to the highest one ever written; more if that is unknown.
+    pub(crate) fn high(&self, entry: &Entry, at: SlotId) -> u32 {
+        if self.spoiled.contains(&at) {
+            return u32::MAX;
+        }
+        entry.extents().filter(|e| e.at() == at).map(Extent::block_end).max().unwrap_or(0)
     }
-    pub(crate) fn slot_sums(&self, at: SlotId) -> &[u32] {
-        self.sums.get(&at).map_or(&[], Vec::as_slice)
-    }
-    pub(crate) fn used_slots(&self) -> impl Iterator<Item = SlotId> {
-        self.chunks.values().flat_map(Entry::slots)
+    pub(crate) fn spoiled(&self) -> impl Iterator<Item = SlotId> {
+        self.spoiled.iter().copied()
     }
 
-    /// Checksums of blocks `[from, to)` of a content, each over the bytes that the content has of its block.
-    pub(crate) fn content_sums(&self, content: &Content, from: u32, to: u32) -> Vec<u32> {
-        let mut sums: Vec<u32> =
-            (from..to).map(|block| crc::zeros(valid_bytes(content.length, block))).collect();
+    /// The runs of the slots of `entry` that are on no page yet.
+    pub(crate) fn runs_of(&self, entry: &Entry) -> Vec<Run> {
+        entry.slots().into_iter().flat_map(|at| self.overlay.runs(at)).collect()
+    }
+
+    /// Checksums of blocks `[from, to)` of a content, each over the bytes that the content has of its block, as
+    /// far as they are known without a checksum page.
+    pub(crate) fn wanted(&self, content: &Content, from: u32, to: u32) -> Wanted {
+        let zeros = |block| crc::zeros(valid_bytes(content.length, block));
+        let mut wanted = Wanted { sums: Vec::with_capacity((to - from) as usize), missing: Vec::new() };
+        let mut known = Vec::new();
         for extent in content.extents.iter().filter_map(|e| e.clip(from, to)) {
-            let stored = self.slot_sums(extent.at());
-            for i in 0..u32::from(extent.blocks) {
-                let stored = stored.get((u32::from(extent.block) + i) as usize).copied();
-                sums[(extent.first() + i - from) as usize] = stored.unwrap_or(0);
+            let next = from + wanted.sums.len() as u32;
+            wanted.sums.extend((next..extent.first()).map(zeros));
+            known.clear();
+            known.resize(usize::from(extent.blocks), None);
+            self.overlay.fill(extent.at(), extent.block.into(), &mut known);
+            let at = wanted.sums.len();
+            wanted.sums.extend(known.iter().map(|sum| sum.unwrap_or(0)));
+            let mut i = 0;
+            while i < known.len() {
+                let gap = known[i..].iter().take_while(|sum| sum.is_none()).count();
+                let block = u32::from(extent.block) + i as u32;
+                let mut out = at + i;
+                for part in stretches(extent.at(), block, gap as u32) {
+                    wanted.missing.push(Missing { part, out });
+                    out += part.blocks as usize;
+                }
+                i += gap.max(1);
             }
         }
-        sums
-    }
-
-    /// The runs of all blocks of the slots of `entry`, as a checkpoint stores them.
-    pub(crate) fn runs_of(&self, entry: &Entry) -> Vec<Run> {
-        let slots = entry.slots().into_iter().filter(|at| self.high(*at) > 0);
-        slots
-            .map(|at| Run { at, block: 0, tail: crate::class::BLOCK, sums: self.slot_sums(at).to_vec() })
-            .collect()
+        let next = from + wanted.sums.len() as u32;
+        wanted.sums.extend((next..to).map(zeros));
+        wanted
     }
 
     fn put_writer(&mut self, chunk: ChunkId, record: WriterRecord) {
@@ -130,51 +147,62 @@ impl Index {
         }
     }
 
-    fn replace(&mut self, chunk: ChunkId, entry: Option<Entry>) -> Vec<SlotId> {
-        let tombstone = entry
-            .as_ref()
-            .is_some_and(|e| e.pending.is_none() && (e.committed.removed || e.committed.version.is_none()));
-        if tombstone {
+    fn replace(&mut self, chunk: ChunkId, entry: Option<Entry>, runs: &[Run]) -> Vec<SlotId> {
+        if entry.as_ref().is_some_and(Entry::is_tombstone) {
             self.tombstones.insert(chunk);
         } else {
             self.tombstones.remove(&chunk);
         }
-        let kept = entry.as_ref().map(Entry::slots).unwrap_or_default();
+        let kept = entry.as_ref().map(Entry::highs).unwrap_or_default();
         let old = match entry {
             Some(entry) => self.chunks.insert(chunk, entry),
             None => self.chunks.remove(&chunk),
         };
-        let mut freed = old.map(|old| old.slots()).unwrap_or_default();
-        freed.retain(|at| kept.binary_search(at).is_err());
+        let before = old.map(|old| old.highs()).unwrap_or_default();
+        let high = |highs: &[(SlotId, u32)], at: SlotId| {
+            highs.binary_search_by_key(&at, |(at, _)| *at).ok().map(|i| highs[i].1)
+        };
+        let mut freed = Vec::new();
+        for &(at, was) in &before {
+            match high(&kept, at) {
+                None => freed.push(at),
+                Some(now) if now < was => drop(self.spoiled.insert(at)),
+                Some(_) => {}
+            }
+        }
         for at in &freed {
-            self.sums.remove(at);
+            self.overlay.forget(*at);
+            self.spoiled.remove(at);
+        }
+        for run in runs {
+            self.overlay.put(run);
+            if run.block == 0 {
+                self.spoiled.remove(&run.at);
+            }
+            if high(&kept, run.at).is_some_and(|now| now < run.block + run.sums.len() as u32) {
+                self.spoiled.insert(run.at);
+            }
         }
         freed
-    }
-
-    fn put_run(&mut self, run: &Run) {
-        let sums = self.sums.entry(run.at).or_default();
-        let from = run.block as usize;
-        if from == 0 {
-            sums.clear();
-        }
-        // A gap can only be there while recovery replays records older than the checkpoint's state.
-        if sums.len() < from + run.sums.len() {
-            sums.resize(from + run.sums.len(), 0);
-        }
-        sums[from..from + run.sums.len()].copy_from_slice(&run.sums);
     }
 
     /// Makes it so; returns the slots that no version uses any more.
     pub(crate) fn apply(&mut self, record: &Record) -> Vec<SlotId> {
         match record {
             Record::Put { chunk, entry, runs, writers } => {
-                let freed = self.replace(*chunk, Some(entry.clone()));
-                runs.iter().for_each(|run| self.put_run(run));
+                let freed = self.replace(*chunk, Some(entry.clone()), runs);
                 writers.iter().for_each(|w| self.put_writer(*chunk, *w));
                 freed
             }
-            Record::Drop { chunk } => self.replace(*chunk, None),
+            Record::Drop { chunk } => self.replace(*chunk, None, &[]),
+            Record::Rows { rows } => {
+                self.load(rows.clone());
+                Vec::new()
+            }
+            Record::Spoiled { slots } => {
+                self.spoiled.extend(slots);
+                Vec::new()
+            }
             Record::Writer { chunk, record } => {
                 self.put_writer(*chunk, *record);
                 Vec::new()
@@ -191,28 +219,52 @@ impl Index {
                 self.chain_version = self.chain_version.max(*version);
                 Vec::new()
             }
-            Record::Begin { .. } | Record::End { .. } => Vec::new(),
+            Record::Begin { .. } | Record::End { .. } | Record::Pages { .. } => Vec::new(),
         }
     }
 
-    /// After recovery: every extent lies in a slot of its chunk alone and has checksums. Forgets checksums
-    /// of slots that nobody uses.
-    pub(crate) fn check(&mut self) -> Result<(), String> {
-        let mut owner: FixedHashMap<SlotId, ChunkId> = FixedHashMap::default();
-        for (&chunk, entry) in &self.chunks {
-            for extent in entry.extents() {
-                let other = owner.insert(extent.at(), chunk);
-                if let Some(other) = other.filter(|&other| other != chunk) {
-                    return Err(format!("chunks {other} and {chunk} share a slot"));
-                }
-                if extent.block_end() > self.high(extent.at()) {
-                    return Err(format!("chunk {chunk} has blocks without checksums"));
-                }
+    /// Takes chunks of a checkpoint.
+    pub(crate) fn load(&mut self, rows: Vec<(ChunkId, Entry)>) {
+        for (chunk, entry) in rows {
+            if entry.is_tombstone() {
+                self.tombstones.insert(chunk);
+            }
+            self.chunks.insert(chunk, entry);
+        }
+    }
+
+    /// After recovery: every slot is of one chunk alone. Forgets what is known of slots that nobody uses.
+    /// Returns those that are used.
+    pub(crate) fn check(&mut self) -> Result<Used, String> {
+        let mut used = Used::default();
+        for (chunk, entry) in &self.chunks {
+            let mut slots = entry.slots().into_iter();
+            if let Some(at) = slots.find(|at| !used.insert(*at)) {
+                let uses = |(_, entry): &(&ChunkId, &Entry)| entry.extents().any(|e| e.at() == at);
+                let other = self.chunks.iter().find(uses).map_or(chunk, |(other, _)| other);
+                return Err(format!("chunks {other} and {chunk} share a slot"));
             }
         }
-        self.sums.retain(|at, _| owner.contains_key(at));
-        Ok(())
+        self.overlay.retain(|at| used.contains(at));
+        self.spoiled.retain(|at| used.contains(*at));
+        Ok(used)
     }
+}
+
+/// Checksums of consecutive blocks of a content.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) sums: Vec<u32>,
+    /// Those that are on checksum pages.
+    pub(crate) missing: Vec<Missing>,
+}
+
+/// Checksums to be taken from a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Missing {
+    pub(crate) part: Stretch,
+    /// Where they go in [`Wanted::sums`].
+    pub(crate) out: usize,
 }
 
 /// Bytes that a content of `length` bytes has of block `block`.

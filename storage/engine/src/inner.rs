@@ -7,6 +7,7 @@ use crate::error::{EngineError, Result};
 use crate::files::{File, Files, is_full};
 use crate::index::Index;
 use crate::log::Log;
+use crate::pages::Pages;
 use crate::slots::Slots;
 use crate::superblock::Identity;
 use ember_rt::Rt;
@@ -27,6 +28,10 @@ pub struct EngineConfig {
     pub min_free_bytes: u64,
     /// A chunk in more pieces than this is rewritten whole by the next update.
     pub extents_max: usize,
+    /// Bytes of memory for checksum pages that were used lately.
+    pub checksum_cache_bytes: u64,
+    /// Checksums that are on no page yet start a checkpoint when they take this many bytes of memory.
+    pub unsaved_sums_bytes: u64,
     /// How long tombstones are kept: longer than any forward can live (R5).
     pub tombstone_keep: Duration,
 }
@@ -37,6 +42,8 @@ impl Default for EngineConfig {
             log_bytes: 64 << 20,
             min_free_bytes: 256 << 20,
             extents_max: 64,
+            checksum_cache_bytes: 64 << 20,
+            unsaved_sums_bytes: 32 << 20,
             tombstone_keep: Duration::from_secs(600),
         }
     }
@@ -82,6 +89,14 @@ counters! {
     corrupt_blocks,
     /// Checkpoints written.
     checkpoints,
+    /// Checksum pages read because they were not in memory.
+    sum_pages_read,
+    /// Checksum pages written by checkpoints.
+    sum_pages_written,
+    /// Checksum pages that were damaged, or unreadable.
+    corrupt_sum_pages,
+    /// Checksums of blocks whose page was lost, found again from the bytes of whole chunks.
+    sums_found,
 }
 
 pub(crate) fn add(counter: &Cell<u64>, n: u64) {
@@ -96,6 +111,7 @@ pub(crate) struct Inner {
     pub(crate) index: RefCell<Index>,
     pub(crate) slots: RefCell<Slots>,
     pub(crate) data: RefCell<Vec<Option<File>>>,
+    pub(crate) pages: RefCell<Pages>,
     /// Held while a data file grows.
     pub(crate) growing: Semaphore,
     pub(crate) log: Log,
@@ -205,7 +221,10 @@ impl Inner {
             None => {
                 let file = self.files.create(&data_name(class))?;
                 self.data.borrow_mut()[usize::from(class)] = Some(file.clone());
-                self.files.sync_dir()?;
+                // Flushes the directory for both, unless the other one is there.
+                if self.pages.borrow().files[usize::from(class)].is_some() {
+                    self.files.sync_dir()?;
+                }
                 file
             }
         };
@@ -218,6 +237,10 @@ impl Inner {
         let refused = EngineError::NoSpace { needed: slot_bytes(class), available };
         if more == 0 || u64::from(total) + more > u64::from(u32::MAX) {
             return Err(refused);
+        }
+        match self.grow_sums(class, u64::from(total) + more).await {
+            Err(error) if is_full(&error) => return Err(refused),
+            grown => grown?,
         }
         let bytes = more * slot_bytes(class);
         let offset = u64::from(total) * slot_bytes(class);
@@ -237,7 +260,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        for file in self.data.borrow().iter().flatten() {
+        for file in self.data.borrow().iter().chain(&self.pages.borrow().files).flatten() {
             self.files.close(file);
         }
         self.files.close(&self.log.segment.borrow().file);

@@ -16,12 +16,14 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod cache;
 mod checkpoint;
 mod class;
 mod crc;
 pub mod decode;
 mod engine;
 mod error;
+mod extents;
 mod files;
 mod frame;
 mod fsck;
@@ -29,13 +31,18 @@ mod index;
 mod inner;
 mod log;
 pub mod migrate;
+mod overlay;
+mod pages;
 mod plan;
 mod read;
 mod reader;
 mod record;
 mod recover;
+mod rows;
 mod slots;
+mod sums;
 mod superblock;
+mod used;
 mod write;
 
 pub use api::{

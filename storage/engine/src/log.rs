@@ -211,7 +211,9 @@ impl Inner {
             }
             drop(gate);
         }
-        if self.log.bytes() >= self.config.log_bytes && self.log.failure().is_none() {
+        let sums = self.index.borrow().overlay.bytes() as u64;
+        let long = self.log.bytes() >= self.config.log_bytes || sums >= self.config.unsaved_sums_bytes;
+        if long && self.log.failure().is_none() {
             self.checkpoint_in_background();
         }
     }

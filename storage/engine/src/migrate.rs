@@ -14,7 +14,18 @@ const MARKER: &str = "migrating";
 const STAGED: &str = "migrate-";
 
 /// The steps of this release, each from one format version to the next. Version 1 is the first.
-pub const MIGRATIONS: &[Migration] = &[];
+pub const MIGRATIONS: &[Migration] = &[Migration { from: 1, step: to_checksum_pages }];
+
+/// Version 2 has checksum pages. Log and checkpoints of version 1 are read as they are: they hold all checksums,
+/// and the first checkpoint, which ends recovery, puts them on pages.
+fn to_checksum_pages(old: &OldTarget<'_>) -> Result<Vec<Change>> {
+    let mut changes = Vec::new();
+    for name in superblock::NAMES {
+        let raised = old.read(name)?.and_then(|bytes| superblock::raised(&bytes, 1));
+        changes.extend(raised.map(|content| Change { name: name.to_owned(), content: Some(content) }));
+    }
+    Ok(changes)
+}
 
 /// A step from one format version to the next one.
 #[derive(Clone, Copy, Debug)]

@@ -2,6 +2,7 @@
 //! anew, and which extents stay. Bytes that a committed version shows are never written over.
 
 use crate::class::{BLOCK, SlotId, blocks_of, class_for, slot_blocks};
+use crate::extents::Extents;
 use crate::record::{Content, Extent};
 use ember_types::mutant;
 
@@ -114,7 +115,7 @@ pub(crate) fn place(plan: &Plan, (from, to): (u32, u32), high: impl Fn(SlotId) -
 }
 
 /// Puts the new extents between the kept ones; joins those that continue each other.
-pub(crate) fn merge(mut extents: Vec<Extent>) -> Box<[Extent]> {
+pub(crate) fn merge(mut extents: Vec<Extent>) -> Extents {
     extents.sort_unstable_by_key(|e| e.first);
     let mut merged: Vec<Extent> = Vec::with_capacity(extents.len());
     for extent in extents {

@@ -7,7 +7,7 @@ use crate::index::valid_bytes;
 use crate::inner::{Inner, add};
 use crate::record::{Content, Extent};
 use ember_rt::disk::Priority;
-use ember_rt::select::join_all;
+use ember_rt::select::{join, join_all};
 use ember_rt::{Buf, SharedBuf};
 use ember_types::checksum::crc32c;
 use ember_types::{ChunkId, mutant};
@@ -73,25 +73,53 @@ impl Inner {
         priority: Priority,
     ) -> Result<(Buf, Vec<u32>)> {
         let pieces: Vec<Extent> = content.extents.iter().filter_map(|e| e.clip(from, to)).collect();
-        let sums = self.index.borrow().content_sums(content, from, to);
+        let mut wanted = self.index.borrow().wanted(content, from, to);
         let _held = self.hold(pieces.iter().map(Extent::at).collect());
-        let whole = pieces.first().is_some_and(|e| e.first() == from && e.end() == to);
-        let buf = if whole {
-            self.read_extent(&pieces[0], priority).await?
-        } else {
-            let parts = join_all(pieces.iter().map(|piece| self.read_extent(piece, priority))).await;
-            let mut buf = Buf::zeroed(((to - from) * BLOCK) as usize);
-            for (piece, part) in pieces.iter().zip(parts) {
-                let at = ((piece.first() - from) * BLOCK) as usize;
-                let part = part?;
-                buf.bytes_mut()[at..at + part.len()].copy_from_slice(&part);
-            }
-            buf
+        let data = self.read_pieces(&pieces, (from, to), priority);
+        // Data and checksum pages are read side by side.
+        let (buf, taken) = match self.take_cached(&mut wanted, priority) {
+            Ok(()) if !wanted.missing.is_empty() => join(data, self.take_read(&mut wanted, priority)).await,
+            taken => (data.await, taken),
+        };
+        let buf = buf?;
+        let sums = match taken {
+            Ok(()) => wanted.sums,
+            Err(error) => self.find_sums(content, (from, to), priority, error).await?,
         };
         for piece in &pieces {
             self.verify_extent(content, piece, from, &buf, &sums)?;
         }
         Ok((buf, sums))
+    }
+
+    /// Blocks `[from, to)` of a content as they are on the disk.
+    pub(crate) async fn read_raw(
+        &self,
+        content: &Content,
+        (from, to): (u32, u32),
+        priority: Priority,
+    ) -> Result<Buf> {
+        let pieces: Vec<Extent> = content.extents.iter().filter_map(|e| e.clip(from, to)).collect();
+        self.read_pieces(&pieces, (from, to), priority).await
+    }
+
+    async fn read_pieces(
+        &self,
+        pieces: &[Extent],
+        (from, to): (u32, u32),
+        priority: Priority,
+    ) -> Result<Buf> {
+        if let Some(whole) = pieces.first().filter(|e| e.first() == from && e.end() == to) {
+            return self.read_extent(whole, priority).await;
+        }
+        let parts = join_all(pieces.iter().map(|piece| self.read_extent(piece, priority))).await;
+        let mut buf = Buf::zeroed(((to - from) * BLOCK) as usize);
+        for (piece, part) in pieces.iter().zip(parts) {
+            let at = ((piece.first() - from) * BLOCK) as usize;
+            let part = part?;
+            buf.bytes_mut()[at..at + part.len()].copy_from_slice(&part);
+        }
+        Ok(buf)
     }
 
     async fn read_extent(&self, extent: &Extent, priority: Priority) -> Result<Buf> {

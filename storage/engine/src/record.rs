@@ -2,6 +2,8 @@
 //! replaying it twice, or over a newer state, ends in the same state (docs/design/engine.md).
 
 use crate::class::{BLOCK, BLOCKS_MAX, CHUNK_MAX, CLASSES, SlotId, blocks_of, slot_blocks};
+use crate::extents::Extents;
+use crate::rows;
 use ember_types::{
     ChainVersion, ChannelId, ChunkId, ChunkVersion, ClientId, DataId, Sequence, Status, WriterRecord,
     WriterTag,
@@ -10,6 +12,15 @@ use ember_types::{
 /// Most records of writers in one put.
 pub(crate) const WRITERS_MAX: usize = 4096;
 const EXTENTS_MAX: usize = BLOCKS_MAX as usize;
+/// The kind of [`Record::Rows`].
+const ROWS: u8 = 8;
+
+/// Appends a record of rows that are encoded already.
+pub(crate) fn put_rows(out: &mut Vec<u8>, rows: &[u8]) {
+    out.extend([ROWS, 0, 0, 0]);
+    out.extend((rows.len() as u32).to_le_bytes());
+    out.extend(rows);
+}
 
 /// A run of blocks of a chunk's content and where it lies. Blocks in no extent are zeros.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,8 +79,31 @@ pub(crate) struct Content {
     pub(crate) removed: bool,
     /// No replica had the bytes when this was installed.
     pub(crate) lost: bool,
-    /// Sorted by `first`, without overlap.
-    pub(crate) extents: Box<[Extent]>,
+    pub(crate) extents: Extents,
+}
+
+impl Content {
+    /// Whether it can be: what is wrong if it can't.
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        if self.length > CHUNK_MAX || self.extents.len() > EXTENTS_MAX {
+            return Err("chunk content out of range");
+        }
+        let mut from = 0;
+        for extent in &self.extents {
+            if extent.class >= CLASSES || extent.blocks == 0 || extent.block_end() > slot_blocks(extent.class)
+            {
+                return Err("extent outside its slot");
+            }
+            if extent.first() < from || extent.end() > blocks_of(self.length) {
+                return Err("extents overlap or exceed the chunk");
+            }
+            from = extent.end();
+        }
+        if self.removed && self.length != 0 {
+            return Err("a removal with content");
+        }
+        Ok(())
+    }
 }
 
 /// What a target holds of a chunk.
@@ -78,21 +112,41 @@ pub(crate) struct Entry {
     /// Version `NONE`: nothing.
     pub(crate) committed: Content,
     pub(crate) pending: Option<Box<Content>>,
-    /// The last version that was aborted; `NONE` if none was.
-    pub(crate) aborted: ChunkVersion,
+    /// Few chunks have one.
+    aborted: Option<Box<ChunkVersion>>,
 }
 
 impl Entry {
+    pub(crate) fn new(committed: Content, pending: Option<Box<Content>>, aborted: ChunkVersion) -> Self {
+        let mut entry = Self { committed, pending, aborted: None };
+        entry.set_aborted(aborted);
+        entry
+    }
+    /// The last version that was aborted; `NONE` if none was.
+    pub(crate) fn aborted(&self) -> ChunkVersion {
+        self.aborted.as_deref().copied().unwrap_or(ChunkVersion::NONE)
+    }
+    pub(crate) fn set_aborted(&mut self, version: ChunkVersion) {
+        self.aborted = (!version.is_none()).then(|| Box::new(version));
+    }
     /// All extents, committed ones first.
     pub(crate) fn extents(&self) -> impl Iterator<Item = &Extent> {
         self.committed.extents.iter().chain(self.pending.iter().flat_map(|p| p.extents.iter()))
     }
+    /// Only a removal or an abort is left.
+    pub(crate) fn is_tombstone(&self) -> bool {
+        self.pending.is_none() && (self.committed.removed || self.committed.version.is_none())
+    }
     /// All slots, sorted, each once.
     pub(crate) fn slots(&self) -> Vec<SlotId> {
-        let mut slots: Vec<SlotId> = self.extents().map(Extent::at).collect();
-        slots.sort_unstable();
-        slots.dedup();
-        slots
+        self.highs().into_iter().map(|(at, _)| at).collect()
+    }
+    /// All slots, sorted, each with the number of blocks up to the highest one that is shown.
+    pub(crate) fn highs(&self) -> Vec<(SlotId, u32)> {
+        let mut highs: Vec<(SlotId, u32)> = self.extents().map(|e| (e.at(), e.block_end())).collect();
+        highs.sort_unstable_by_key(|(at, high)| (*at, std::cmp::Reverse(*high)));
+        highs.dedup_by_key(|(at, _)| *at);
+        highs
     }
 }
 
@@ -124,6 +178,12 @@ pub(crate) enum Record {
     Begin { first_segment: u64, next_sequence: u64 },
     /// Last record of a checkpoint: how many chunks it holds.
     End { chunks: u64 },
+    /// Chunks of a checkpoint, in order.
+    Rows { rows: Vec<(ChunkId, Entry)> },
+    /// Of a checkpoint: the sequences of a class' checksum pages from page `first` on; 0: never written.
+    Pages { class: u8, first: u32, sequences: Vec<u32> },
+    /// Of a checkpoint: used slots that were written behind what their chunk shows.
+    Spoiled { slots: Vec<SlotId> },
 }
 
 fn put_version(out: &mut Vec<u8>, v: &ChunkVersion) {
@@ -171,7 +231,7 @@ impl Record {
         match self {
             Self::Put { chunk, entry, runs, writers } => {
                 put_chunk(out, chunk);
-                put_version(out, &entry.aborted);
+                put_version(out, &entry.aborted());
                 out.extend(u16::from(entry.pending.is_some()).to_le_bytes());
                 out.extend((runs.len() as u16).to_le_bytes());
                 out.extend((writers.len() as u16).to_le_bytes());
@@ -202,6 +262,22 @@ impl Record {
                 out.extend(next_sequence.to_le_bytes());
             }
             Self::End { chunks } => out.extend(chunks.to_le_bytes()),
+            Self::Rows { rows } => {
+                let mut all = rows::Rows::default();
+                rows.iter().for_each(|(chunk, entry)| all.add(*chunk, entry));
+                out.extend(all.take());
+            }
+            Self::Pages { class, first, sequences } => {
+                out.extend(u32::from(*class).to_le_bytes());
+                out.extend(first.to_le_bytes());
+                out.extend(sequences.iter().flat_map(|sequence| sequence.to_le_bytes()));
+            }
+            Self::Spoiled { slots } => {
+                for at in slots {
+                    out.extend(at.slot.to_le_bytes());
+                    out.extend(u32::from(at.class).to_le_bytes());
+                }
+            }
         }
         let length = (out.len() - start - 8) as u32;
         out[start + 4..start + 8].copy_from_slice(&length.to_le_bytes());
@@ -216,6 +292,9 @@ impl Record {
             Self::Chain { .. } => 5,
             Self::Begin { .. } => 6,
             Self::End { .. } => 7,
+            Self::Rows { .. } => ROWS,
+            Self::Pages { .. } => 9,
+            Self::Spoiled { .. } => 10,
         }
     }
 
@@ -233,6 +312,9 @@ impl Record {
             5 => Self::Chain { version: ChainVersion(body.u64()?) },
             6 => Self::Begin { first_segment: body.u64()?, next_sequence: body.u64()? },
             7 => Self::End { chunks: body.u64()? },
+            ROWS => Self::Rows { rows: rows::decode(std::mem::take(&mut body.0))? },
+            9 => body.pages()?,
+            10 => body.spoiled()?,
             _ => return Err("record of an unknown kind"),
         };
         if !body.0.is_empty() {
@@ -289,35 +371,50 @@ impl<'a> Reader<'a> {
     fn extent(&mut self) -> Result<Extent, &'static str> {
         let (first, blocks, block) = (self.u16()?, self.u16()?, self.u16()?);
         let class = self.array::<2>()?[0];
-        let extent = Extent { first, blocks, block, class, slot: self.u32()? };
-        if class >= CLASSES || blocks == 0 || extent.block_end() > slot_blocks(class) {
-            return Err("extent outside its slot");
-        }
-        Ok(extent)
+        Ok(Extent { first, blocks, block, class, slot: self.u32()? })
     }
 
     fn content(&mut self) -> Result<Content, &'static str> {
         let (version, length, checksum) = (self.version()?, self.u32()?, self.u32()?);
         let flags = self.u16()?;
         let count = usize::from(self.u16()?);
-        if length > CHUNK_MAX || flags > 3 || count > EXTENTS_MAX {
+        if flags > 3 || count > EXTENTS_MAX {
             return Err("chunk content out of range");
         }
         let mut extents = Vec::with_capacity(count.min(self.0.len() / 12));
-        let mut from = 0;
         for _ in 0..count {
-            let extent = self.extent()?;
-            if extent.first() < from || extent.end() > blocks_of(length) {
-                return Err("extents overlap or exceed the chunk");
-            }
-            from = extent.end();
-            extents.push(extent);
+            extents.push(self.extent()?);
         }
-        let removed = flags & 1 != 0;
-        if removed && length != 0 {
-            return Err("a removal with content");
+        let (removed, lost) = (flags & 1 != 0, flags & 2 != 0);
+        let content = Content { version, length, checksum, removed, lost, extents: extents.into() };
+        content.check().map(|()| content)
+    }
+
+    /// The rest, as words.
+    fn words(&mut self) -> Result<Vec<u32>, &'static str> {
+        if !self.0.len().is_multiple_of(4) {
+            return Err("record of words ends within one");
         }
-        Ok(Content { version, length, checksum, removed, lost: flags & 2 != 0, extents: extents.into() })
+        let words = std::mem::take(&mut self.0).chunks_exact(4);
+        Ok(words.map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    }
+
+    fn class(class: u32) -> Result<u8, &'static str> {
+        u8::try_from(class).ok().filter(|class| *class < CLASSES).ok_or("class out of range")
+    }
+
+    fn pages(&mut self) -> Result<Record, &'static str> {
+        let (class, first) = (Self::class(self.u32()?)?, self.u32()?);
+        Ok(Record::Pages { class, first, sequences: self.words()? })
+    }
+
+    fn spoiled(&mut self) -> Result<Record, &'static str> {
+        let words = self.words()?;
+        if !words.len().is_multiple_of(2) {
+            return Err("record of slots ends within one");
+        }
+        let slots = words.chunks_exact(2).map(|w| Ok(SlotId { slot: w[0], class: Self::class(w[1])? }));
+        Ok(Record::Spoiled { slots: slots.collect::<Result<_, &'static str>>()? })
     }
 
     fn run(&mut self) -> Result<Run, &'static str> {
@@ -348,7 +445,7 @@ impl<'a> Reader<'a> {
         let pending = if has_pending == 1 { Some(Box::new(self.content()?)) } else { None };
         let runs = (0..runs).map(|_| self.run()).collect::<Result<_, _>>()?;
         let writers = (0..writers).map(|_| self.writer()).collect::<Result<_, _>>()?;
-        Ok(Record::Put { chunk, entry: Entry { committed, pending, aborted }, runs, writers })
+        Ok(Record::Put { chunk, entry: Entry::new(committed, pending, aborted), runs, writers })
     }
 }
 
@@ -375,9 +472,12 @@ mod tests {
         };
         let removed = Content { version: version(2), removed: true, ..Content::default() };
         let chunk = ChunkId::new(DataId(4), 8);
-        let entry = Entry { committed, pending: Some(Box::new(removed)), aborted: version(2) };
+        let entry = Entry::new(committed, Some(Box::new(removed)), version(2));
         let runs = vec![Run { at, block: 2, tail: 904, sums: vec![1, 2] }];
         vec![
+            Record::Rows { rows: vec![(chunk, entry.clone())] },
+            Record::Pages { class: 3, first: 2, sequences: vec![0, 7] },
+            Record::Spoiled { slots: vec![at] },
             Record::Put { chunk, entry, runs, writers: vec![writer] },
             Record::Drop { chunk },
             Record::Writer { chunk, record: writer },

@@ -4,7 +4,7 @@
 //! so the blocks that came with its records are checked, and a record whose blocks are not there is dropped:
 //! it was never acknowledged. Behind the last frame a torn one may lie. Damage anywhere else is an error.
 
-use crate::checkpoint::{checkpoint_name, number_of, read_checkpoint};
+use crate::checkpoint::{Checkpoint, checkpoint_name, number_of, read_checkpoint};
 use crate::class::{BLOCK, CLASSES, data_name, slot_bytes};
 use crate::error::{EngineError, Result};
 use crate::files::{File, Files};
@@ -12,8 +12,11 @@ use crate::frame::{FrameOf, LOG};
 use crate::index::Index;
 use crate::inner::open_data;
 use crate::log::segment_name;
+use crate::pages::Named;
 use crate::reader::{Frame, FrameReader};
-use crate::record::{Record, Run};
+use crate::record::{Extent, Record, Run};
+use crate::sums::{PageId, stretches, sums_name};
+use crate::used::Used;
 use ember_rt::disk::Priority;
 use ember_types::ChunkId;
 use ember_types::checksum::crc32c;
@@ -34,7 +37,10 @@ pub struct Recovery {
 
 /// The recovered state.
 pub(crate) struct Loaded {
+    pub(crate) target: u64,
     pub(crate) index: Index,
+    pub(crate) pages: Named,
+    pub(crate) used: Used,
     /// The checkpoint that was used, and the first segment behind it.
     pub(crate) checkpoint: (u64, u64),
     pub(crate) next_sequence: u64,
@@ -60,9 +66,12 @@ pub(crate) async fn load(files: &Files, target: u64) -> Result<Loaded> {
     let mut healed = Vec::new();
     for &number in checkpoints.iter().rev() {
         match read_checkpoint(files, target, number).await {
-            Ok((index, first_segment, next_sequence)) => {
+            Ok(Checkpoint { index, pages, position: (first_segment, next_sequence) }) => {
                 let mut loaded = Loaded {
+                    target,
                     index,
+                    pages,
+                    used: Used::default(),
                     checkpoint: (number, first_segment),
                     next_sequence,
                     last_segment: segments.last().copied().unwrap_or(0),
@@ -259,10 +268,11 @@ impl Drop for DataFiles<'_> {
     }
 }
 
-/// Checks the index against itself and against the lengths of the data files.
+/// Checks the index against itself and against the lengths of the files.
 async fn check(files: &Files, loaded: &mut Loaded) -> Result<()> {
     let newest = files.path(&segment_name(loaded.last_segment));
-    loaded.index.check().map_err(|what| EngineError::corrupt(newest, 0, what))?;
+    let inconsistent = |what| EngineError::corrupt(newest.clone(), 0, what);
+    loaded.used = loaded.index.check().map_err(inconsistent)?;
     let data = DataFiles::open(files)?;
     let lengths: Vec<u64> = (0..CLASSES)
         .map(|class| data.file(class).map_or(Ok(0), |file| files.len(file)))
@@ -275,9 +285,39 @@ async fn check(files: &Files, loaded: &mut Loaded) -> Result<()> {
                 let what = format!("the file ends before chunk {chunk}, whose data reach to {end}");
                 return Err(EngineError::corrupt(files.path(&data_name(extent.class)), length, what));
             }
+            let mut parts = stretches(extent.at(), extent.block.into(), extent.blocks.into());
+            if parts.any(|part| loaded.pages.get(part.page) == 0) && !loaded.has_sums(extent) {
+                return Err(inconsistent(format!("chunk {chunk} has blocks without checksums")));
+            }
+        }
+    }
+    for class in 0..CLASSES {
+        let (name, end) = (sums_name(class), loaded.pages.end(class));
+        let length = match files.open(&name)? {
+            Some(file) => {
+                let length = files.len(&file);
+                files.close(&file);
+                length?
+            }
+            None => 0,
+        };
+        if end > length {
+            let what = format!("the file ends before its last checksum page, which reaches to {end}");
+            return Err(EngineError::corrupt(files.path(&name), length, what));
         }
     }
     Ok(())
+}
+
+impl Loaded {
+    /// Whether each block of an extent has a checksum, in the log or on a page that was written.
+    fn has_sums(&self, extent: &Extent) -> bool {
+        let (at, block) = (extent.at(), u32::from(extent.block));
+        let mut sums = vec![None; usize::from(extent.blocks)];
+        self.index.overlay.fill(at, block, &mut sums);
+        let of_page = |i: usize| self.pages.get(PageId::of(at, block + i as u32)) > 0;
+        sums.iter().enumerate().all(|(i, sum)| sum.is_some() || of_page(i))
+    }
 }
 
 /// Slots that a class' file of `length` bytes holds.

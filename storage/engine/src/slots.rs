@@ -2,6 +2,7 @@
 //! frees it is flushed and no reader holds it (R17).
 
 use crate::class::{CLASSES, SlotId, slot_bytes};
+use crate::used::Used;
 use ember_types::mutant;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -47,9 +48,13 @@ impl Slots {
         class.free.extend(class.total..total);
         class.total = class.total.max(total);
     }
-    /// Takes a slot that recovery found in use.
-    pub(crate) fn take(&mut self, at: SlotId) {
-        self.class(at.class).free.remove(&at.slot);
+    /// What recovery found: the class' file holds `total` slots, and those in `used` are taken.
+    pub(crate) fn load(&mut self, class: u8, total: u32, used: &Used) {
+        // The file may end within its last slot, if the power failed before its growth was flushed.
+        let total = total.max(used.last(class).map_or(0, |last| last + 1));
+        let state = self.class(class);
+        state.total = total;
+        state.free = (0..total).filter(|&slot| !used.contains(SlotId { class, slot })).collect();
     }
     /// Takes the first free slot of a class.
     pub(crate) fn allocate(&mut self, class: u8) -> Option<SlotId> {

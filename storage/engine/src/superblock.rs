@@ -18,7 +18,9 @@ use ember_types::{ClusterId, Generation, TargetId};
 
 const MAGIC: [u8; 8] = *b"EMBERTGT";
 /// Version of the format of a target's directory.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
+/// The oldest version whose files this release reads as they are.
+pub(crate) const READABLE: u32 = 1;
 const SIZE: usize = 4096;
 /// Names of the two copies.
 pub(crate) const NAMES: [&str; 2] = ["superblock-a", "superblock-b"];
@@ -49,6 +51,17 @@ pub(crate) fn encode(identity: &Identity) -> Vec<u8> {
     out
 }
 
+/// A whole copy of version `from` as one of the next version, which says the same.
+pub(crate) fn raised(bytes: &[u8], from: u32) -> Option<Vec<u8>> {
+    version(bytes).filter(|version| *version == from)?;
+    let mut out = bytes.to_vec();
+    out[8..12].copy_from_slice(&(from + 1).to_le_bytes());
+    out[12..16].fill(0);
+    let checksum = crc32c(&out);
+    out[12..16].copy_from_slice(&checksum.to_le_bytes());
+    Some(out)
+}
+
 /// The format version that a whole copy names. Magic, version and checksum stand where they do in every format
 /// version.
 pub(crate) fn version(bytes: &[u8]) -> Option<u32> {
@@ -61,7 +74,7 @@ pub(crate) fn version(bytes: &[u8]) -> Option<u32> {
 }
 
 /// Reads a copy. `file` is for errors.
-pub(crate) fn decode(file: &str, bytes: &[u8]) -> Result<Identity> {
+pub(crate) fn decode(file: &str, bytes: &[u8], oldest: u32) -> Result<Identity> {
     let corrupt = |offset, what: &str| EngineError::corrupt(file, offset, what);
     if bytes.len() != SIZE {
         return Err(corrupt(bytes.len() as u64, "superblock is not 4096 bytes long"));
@@ -80,7 +93,7 @@ pub(crate) fn decode(file: &str, bytes: &[u8]) -> Result<Identity> {
     let format = u32_field(0)?;
     let refused =
         |offset, what: String, remedy| EngineError::Refused { file: file.into(), offset, what, remedy };
-    if format != FORMAT {
+    if !(oldest..=FORMAT).contains(&format) {
         let what = format!("format version {format}, this release knows {FORMAT}");
         let newer = "use the release that wrote it, or a later one";
         let older = "open it once with a release that still brings this version to a newer one";
@@ -104,12 +117,12 @@ pub(crate) fn write(files: &Files, identity: &Identity) -> Result<()> {
     NAMES.iter().try_for_each(|name| files.write_small(name, &bytes))
 }
 
-/// Reads the superblock. A damaged copy is reported as the second value if the other one is good.
-pub(crate) fn read(files: &Files) -> Result<(Identity, Vec<EngineError>)> {
+/// Reads the superblock, of format version `oldest` or later. A damaged copy is reported as the second value if the other one is good.
+pub(crate) fn read(files: &Files, oldest: u32) -> Result<(Identity, Vec<EngineError>)> {
     let copies = NAMES.map(|name| {
         let bytes = files.read_small(name)?;
         match bytes {
-            Some(bytes) => decode(&files.path(name), &bytes),
+            Some(bytes) => decode(&files.path(name), &bytes, oldest),
             None => Err(EngineError::Refused {
                 file: files.path(name),
                 offset: 0,
@@ -157,18 +170,18 @@ mod tests {
         let identity =
             Identity { cluster: ClusterId([3; 16]), target: TargetId(8), generation: Generation(2) };
         let good = encode(&identity);
-        assert_eq!(decode("s", &good).unwrap(), identity);
+        assert_eq!(decode("s", &good, FORMAT).unwrap(), identity);
         for at in 0..good.len() {
             let mut bent = good.clone();
             bent[at] ^= 1 << (at % 8);
-            assert!(matches!(decode("s", &bent), Err(EngineError::Corrupt { .. })), "byte {at}");
-            assert!(decode("s", &good[..at]).is_err());
+            assert!(matches!(decode("s", &bent, FORMAT), Err(EngineError::Corrupt { .. })), "byte {at}");
+            assert!(decode("s", &good[..at], FORMAT).is_err());
         }
         let mut newer = good;
-        newer[8] = 2;
+        newer[8] = 3;
         newer[12..16].fill(0);
         let checksum = crc32c(&newer);
         newer[12..16].copy_from_slice(&checksum.to_le_bytes());
-        assert!(matches!(decode("s", &newer), Err(EngineError::Refused { offset: 8, .. })));
+        assert!(matches!(decode("s", &newer, FORMAT), Err(EngineError::Refused { offset: 8, .. })));
     }
 }

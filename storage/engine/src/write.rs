@@ -90,7 +90,7 @@ impl Inner {
                 _ => Ok(Some(done(same))),
             };
         }
-        let aborted = entry.aborted;
+        let aborted = entry.aborted();
         if version.number == aborted.number && version <= aborted {
             return Err(EngineError::Aborted { chunk, version });
         }
@@ -130,7 +130,7 @@ impl Inner {
         };
         let (version, status) = (request.version, Status::Ok);
         writers.extend(request.writer.map(|tag| WriterRecord { tag, version, length, status }));
-        let (content, placed) = self.place(built, request.priority).await?;
+        let (content, placed) = self.place(&entry, built, request.priority).await?;
         entry.pending = Some(Box::new(content));
         self.store(chunk, entry, placed, writers, guard).await?;
         Ok(Prepared { version, length, checksum })
@@ -217,7 +217,7 @@ impl Inner {
         }
         let mut content =
             Content { length: plan.length, extents: plan.kept.clone().into(), ..Content::default() };
-        let mut sums = self.index.borrow().content_sums(&content, 0, blocks_of(plan.length));
+        let mut sums = self.sums_of(&content, old, priority).await?;
         for part in &fresh {
             sums[part.from as usize..part.to as usize].copy_from_slice(&part.sums);
         }
@@ -272,14 +272,14 @@ impl Inner {
     }
 
     /// Chooses places for the fresh bytes and writes them.
-    async fn place(&self, built: Built, priority: Priority) -> Result<(Content, Placed)> {
+    async fn place(&self, old: &Entry, built: Built, priority: Priority) -> Result<(Content, Placed)> {
         let Built { mut content, fresh, plan } = built;
         let mut placed = Placed { extents: content.extents.to_vec(), ..Placed::default() };
         let mut writes = Vec::new();
         for part in fresh {
             let place = place(&plan, (part.from, part.to), |at| {
                 // Behind a failed write nothing is appended: its highest block is unknown.
-                if self.slots.borrow().is_burnt(at) { u32::MAX } else { self.index.borrow().high(at) }
+                if self.slots.borrow().is_burnt(at) { u32::MAX } else { self.index.borrow().high(old, at) }
             });
             let (at, block) = match place {
                 Place::InPlace { at, block } => {
@@ -404,7 +404,7 @@ impl Inner {
         }
         built.content.version = state.version;
         built.content.removed = state.removed;
-        self.place(built, Priority::Resync).await
+        self.place(&Entry::default(), built, Priority::Resync).await
     }
 
     pub(crate) async fn commit(self: &Rc<Self>, chunk: ChunkId, version: ChunkVersion) -> Result<()> {
@@ -417,8 +417,8 @@ impl Inner {
             Some(pending) if pending.version == version => entry.committed = *pending,
             _ => return Err(EngineError::NotFound(chunk)),
         }
-        if entry.aborted.number <= version.number {
-            entry.aborted = ChunkVersion::NONE;
+        if entry.aborted().number <= version.number {
+            entry.set_aborted(ChunkVersion::NONE);
         }
         let forgets = entry.committed.removed && mutant!(r05_tombstone_forgotten);
         let put = Record::Put { chunk, entry, runs: Vec::new(), writers: Vec::new() };
@@ -444,7 +444,7 @@ impl Inner {
             entry.pending = None;
         }
         if remember && !mutant!(r13_aborted_version_forgotten) {
-            entry.aborted = entry.aborted.max(version);
+            entry.set_aborted(entry.aborted().max(version));
         }
         let mut writers = self.index.borrow().writers_of(chunk);
         writers.retain(|w| w.version == version);

@@ -1,11 +1,11 @@
-//! Format version 1 for ever: a directory that the first release wrote is read by every later one; a newer
+//! Formats for ever: directories that earlier releases wrote are read by every later one; a newer
 //! version is refused; an older one is brought up to date before recovery, all or nothing.
 #![allow(missing_docs)]
 
 mod support;
 
 use ember_engine::decode::{superblock, superblock_bytes};
-use ember_engine::migrate::{Change, Migration, OldTarget};
+use ember_engine::migrate::{Change, MIGRATIONS, Migration, OldTarget};
 use ember_engine::{ChunkState, Engine, EngineError, FORMAT, Prepare, Update, Which, fsck};
 use ember_rt::SharedBuf;
 use ember_types::checksum::crc32c;
@@ -23,8 +23,8 @@ const CLIENT: ClientId = ClientId([0xc1; 16]);
 
 type Tree = Vec<(String, Vec<u8>)>;
 
-fn fixture() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-1.bin")
+fn fixture(version: u32) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/format-{version}.bin"))
 }
 
 /// Per file: length of the name u16, name, length u64, number of pieces u32, then number u32 and bytes of each
@@ -165,35 +165,59 @@ async fn check(engine: &Engine) {
     assert_eq!(engine.identity(), &IDENTITY);
 }
 
-fn frozen() -> Tree {
-    if std::env::var_os("EMBER_WRITE_FIXTURES").is_some() && !fixture().exists() {
+/// The directory that a release of a format version wrote.
+fn frozen(version: u32) -> Tree {
+    let fixture = fixture(version);
+    if std::env::var_os("EMBER_WRITE_FIXTURES").is_some() && !fixture.exists() {
+        assert_eq!(version, FORMAT, "only the release of a version can write it");
         let world = World::new(DiskState::new(1));
         let engine = world.must(world.create(config())).unwrap();
         world.must(fill(&engine));
         drop(engine);
         world.settle();
-        std::fs::write(fixture(), pack(&tree_of(&world))).unwrap();
+        std::fs::write(&fixture, pack(&tree_of(&world))).unwrap();
     }
-    unpack(&std::fs::read(fixture()).expect("the fixture"))
+    unpack(&std::fs::read(fixture).expect("the fixture"))
 }
 
 #[test]
-fn a_directory_of_format_version_1_is_read_for_ever() {
-    let world = machine(&frozen());
-    let report = world.must(fsck(&world.queue(), DIR)).unwrap();
-    assert!(report.is_clean(), "{:?}", report.problems);
+fn directories_of_all_format_versions_are_read_for_ever() {
+    for version in 1..=FORMAT {
+        let world = machine(&frozen(version));
+        let report = world.must(fsck(&world.queue(), DIR)).unwrap();
+        assert!(report.is_clean(), "{:?}", report.problems);
+        for _ in 0..2 {
+            let (engine, recovery) = world.must(world.open(config())).unwrap();
+            let clean = recovery.healed.is_empty() && recovery.dropped.is_empty() && !recovery.torn;
+            assert!(clean, "{recovery:?}");
+            world.must(check(&engine));
+            drop(engine);
+            world.settle();
+        }
+        // It can be worked with, too.
+        let (engine, _) = world.must(world.open(config())).unwrap();
+        world.must(put(&engine, chunk(0), 1, write(4_000, b"new")));
+        let read = world.must(engine.read(chunk(0), Which::Committed, 0, 1 << 20, FOREGROUND)).unwrap();
+        assert_eq!(&read.data[4_000..4_003], b"new");
+        let superblock = tree_of(&world).into_iter().find(|(name, _)| name == COPIES[0]).unwrap().1;
+        assert_eq!(superblock[8..12], FORMAT.to_le_bytes());
+    }
+}
+
+/// From version 2 on a checkpoint holds no checksums.
+#[test]
+fn after_the_way_from_version_1_all_checksums_are_on_pages() {
+    let world = machine(&frozen(1));
     for _ in 0..2 {
-        let (engine, recovery) = world.must(world.open(config())).unwrap();
-        assert!(recovery.healed.is_empty() && recovery.dropped.is_empty() && !recovery.torn, "{recovery:?}");
-        world.must(check(&engine));
+        let (engine, _) = world.must(world.open(config())).unwrap();
         drop(engine);
         world.settle();
     }
-    // It can be worked with, too.
+    let tree = tree_of(&world);
+    assert!(tree.iter().any(|(name, bytes)| name == "sums-4k" && bytes.starts_with(&[0; 4096])));
     let (engine, _) = world.must(world.open(config())).unwrap();
-    world.must(put(&engine, chunk(0), 1, write(4_000, b"new")));
-    let read = world.must(engine.read(chunk(0), Which::Committed, 0, 1 << 20, FOREGROUND)).unwrap();
-    assert_eq!(&read.data[4_000..4_003], b"new");
+    world.must(check(&engine));
+    assert!(engine.counters().sum_pages_read > 0, "{:?}", engine.counters());
 }
 
 /// Puts another format version into both superblocks.
@@ -210,8 +234,8 @@ fn with_version(tree: &Tree, version: u32) -> Tree {
 
 #[test]
 fn an_unknown_version_is_refused_by_name_and_changes_nothing() {
-    for (unknown, helps) in [(2, "a later one"), (u32::MAX, "a later one"), (0, "newer one")] {
-        let tree = with_version(&frozen(), unknown);
+    for (unknown, helps) in [(3, "a later one"), (u32::MAX, "a later one"), (0, "newer one")] {
+        let tree = with_version(&frozen(FORMAT), unknown);
         let world = machine(&tree);
         let error = world.must(world.open(config())).map(|_| ()).unwrap_err();
         assert!(matches!(error, EngineError::Refused { .. }), "{error}");
@@ -226,7 +250,7 @@ fn an_unknown_version_is_refused_by_name_and_changes_nothing() {
 
 /// Made-up version 0: the superblocks' version, a file that goes, and another name for the segments of the log.
 fn version_0() -> Tree {
-    let mut tree = with_version(&frozen(), 0);
+    let mut tree = with_version(&frozen(1), 0);
     for (name, _) in &mut tree {
         if let Some(number) = name.strip_prefix("log-") {
             *name = format!("journal-{number}");
@@ -248,15 +272,17 @@ fn from_0(old: &OldTarget<'_>) -> ember_engine::Result<Vec<Change>> {
         } else if name == "notes" {
             change(&name, None);
         } else if COPIES.contains(&name.as_str()) {
-            let version_1 = with_version(&vec![(name.clone(), bytes)], FORMAT).remove(0).1;
-            assert_eq!(superblock_bytes(&superblock(&version_1)?), version_1);
+            let as_version =
+                |version| with_version(&vec![(name.clone(), bytes.clone())], version).remove(0).1;
+            assert_eq!(superblock_bytes(&superblock(&as_version(FORMAT))?), as_version(FORMAT));
+            let version_1 = as_version(1);
             change(&name, Some(version_1));
         }
     }
     Ok(changes)
 }
 
-const STEPS: &[Migration] = &[Migration { from: 0, step: from_0 }];
+const STEPS: &[Migration] = &[Migration { from: 0, step: from_0 }, MIGRATIONS[0]];
 
 async fn open_with(world: &World, steps: &[Migration]) -> ember_engine::Result<Engine> {
     let expected = (IDENTITY.cluster, IDENTITY.target);
@@ -271,7 +297,7 @@ fn an_older_version_is_migrated_before_recovery() {
     world.must(check(&engine));
     drop(engine);
     world.settle();
-    // It is version 1 now, and nothing of the old one or of the way is left.
+    // It is of the present version now, and nothing of the old one or of the way is left.
     let names: Vec<String> = tree_of(&world).into_iter().map(|(name, _)| name).collect();
     let left = |name: &String| name.starts_with("journal-") || name.starts_with("migrat") || name == "notes";
     assert!(!names.iter().any(left), "{names:?}");

@@ -32,6 +32,7 @@ flush_classes! {
     Data = "data file of a batch",
     LogBatch = "log frame of a batch",
     LogStart = "first frame of a segment",
+    Sums = "checksum pages of a checkpoint",
     Checkpoint = "checkpoint",
     RecoveryData = "recovery: data files",
     RecoveryLog = "recovery: log",
@@ -372,6 +373,7 @@ impl DiskState {
         let first = self.fresh.remove(&inode);
         match name.rsplit('/').next().unwrap_or_default() {
             name if name.starts_with("checkpoint-") => FlushClass::Checkpoint,
+            name if name.starts_with("sums-") => FlushClass::Sums,
             name if name.starts_with("log-") && first => FlushClass::LogStart,
             name if name.starts_with("log-") && self.opening => FlushClass::RecoveryLog,
             name if name.starts_with("log-") => FlushClass::LogBatch,
@@ -387,6 +389,7 @@ impl DiskState {
             Some(Naming::Dir(_)) => FlushClass::DirTarget,
             Some(naming @ Naming::Link(..)) if is(naming, "/log-") => FlushClass::DirSegment,
             Some(naming @ Naming::Link(..)) if is(naming, "/data-") => FlushClass::DirData,
+            Some(naming @ Naming::Link(..)) if is(naming, "/sums-") => FlushClass::DirData,
             Some(Naming::Rename(..)) => FlushClass::DirCheckpoint,
             Some(naming @ Naming::Unlink(_)) if is(naming, "/creating") => FlushClass::DirCreated,
             Some(naming @ Naming::Unlink(_)) if is(naming, "/log-") && self.opening => FlushClass::DirEmpty,
