@@ -77,17 +77,40 @@ impl Writer<'_> {
     }
 }
 
-/// Writes checkpoint `number` of `index`, piece by piece: records that are applied meanwhile may or may not
-/// be in it, but stand in the log from `first_segment` on. `pages` tells the sequences of pages of a class, from
-/// a page on, up to a number.
+/// What goes into a checkpoint.
+pub(crate) struct Source<'a> {
+    /// Adds the next few chunks; returns how many.
+    pub(crate) chunks: &'a mut dyn FnMut(&mut Rows) -> u64,
+    /// All but its chunks.
+    pub(crate) index: &'a RefCell<Index>,
+    /// The sequences of pages of a class, from a page on, up to a number.
+    pub(crate) pages: &'a dyn Fn(u8, u32, u32) -> Vec<u32>,
+}
+
+/// The chunks of an index, as each is when its turn comes.
+pub(crate) fn chunks_of(index: &RefCell<Index>) -> impl FnMut(&mut Rows) -> u64 {
+    let mut last: Option<ChunkId> = None;
+    move |rows| {
+        let mut count = 0;
+        for (chunk, entry) in index.borrow().after(last).take(ROWS_AT_ONCE) {
+            rows.add(chunk, entry);
+            last = Some(chunk);
+            count += 1;
+        }
+        count
+    }
+}
+
+/// Writes checkpoint `number`, piece by piece: records that are applied meanwhile may or may not be in it, but
+/// stand in the log from `first_segment` on.
 pub(crate) async fn write_checkpoint(
     files: &Files,
     target: u64,
     number: u64,
     (first_segment, next_sequence): (u64, u64),
-    index: &RefCell<Index>,
-    pages: &dyn Fn(u8, u32, u32) -> Vec<u32>,
+    source: Source<'_>,
 ) -> Result<()> {
+    let Source { chunks, index, pages } = source;
     let name = unfinished_name(number);
     files.remove_if_there(&name)?;
     let file = files.create(&name)?;
@@ -98,7 +121,7 @@ pub(crate) async fn write_checkpoint(
         out.add(&Record::Begin { first_segment, next_sequence }).await?;
         let chain_version = index.borrow().chain_version;
         out.add(&Record::Chain { version: chain_version }).await?;
-        let chunks = write_chunks(&mut out, index).await?;
+        let chunks = write_chunks(&mut out, chunks).await?;
         write_writers(&mut out, index).await?;
         // Behind the chunks: what was spoiled before they were written is in it, the rest follows from the log.
         let spoiled: Vec<SlotId> = index.borrow().spoiled().collect();
@@ -117,23 +140,18 @@ pub(crate) async fn write_checkpoint(
     files.sync_dir()
 }
 
-async fn write_chunks(out: &mut Writer<'_>, index: &RefCell<Index>) -> Result<u64> {
-    let mut last: Option<ChunkId> = None;
+async fn write_chunks(out: &mut Writer<'_>, next: &mut dyn FnMut(&mut Rows) -> u64) -> Result<u64> {
     let mut chunks = 0;
     let mut rows = Rows::default();
     loop {
-        let before = chunks;
-        for (chunk, entry) in index.borrow().after(last).take(ROWS_AT_ONCE) {
-            rows.add(chunk, entry);
-            last = Some(chunk);
-            chunks += 1;
-        }
-        if rows.len() >= PIECE_BYTES || (chunks == before && rows.len() > 0) {
+        let more = next(&mut rows);
+        chunks += more;
+        if rows.len() >= PIECE_BYTES || (more == 0 && rows.len() > 0) {
             put_rows(&mut out.payload, &rows.take());
             out.count += 1;
             out.write().await?;
         }
-        if chunks == before {
+        if more == 0 {
             return Ok(chunks);
         }
         yield_now().await;
@@ -260,8 +278,9 @@ impl Inner {
         let target = self.identity.target.0;
         let written = self.write_pages().await?;
         let pages = |class, first, limit| self.pages.borrow().named.with(&written, class, first, limit);
-        write_checkpoint(&self.files, target, number, position, &self.index, &pages).await?;
-        self.pages_are_named(&written);
+        let source = Source { chunks: &mut chunks_of(&self.index), index: &self.index, pages: &pages };
+        write_checkpoint(&self.files, target, number, position, source).await?;
+        self.pages_are_named(&written).await;
         add(&self.counters.checkpoints, 1);
         let kept = {
             let mut generations = self.generations.borrow_mut();

@@ -7,6 +7,7 @@ use crate::index::Index;
 use crate::record::Record;
 use crate::sums::{Page, PageId};
 use crate::superblock;
+use crate::used::Used;
 use ember_types::ChunkId;
 
 pub use crate::superblock::Identity;
@@ -77,7 +78,9 @@ impl Records {
         for record in &self.0 {
             index.apply(record);
         }
-        index.check()?;
+        let mut used = Used::default();
+        index.after(None).try_for_each(|(chunk, entry)| index.note(chunk, entry, &mut used))?;
+        index.keep(&used);
         let chunks: Vec<ChunkId> = index.after(None).map(|(chunk, _)| chunk).collect();
         let put = |chunk: ChunkId| {
             let entry = index.get(chunk)?.clone();

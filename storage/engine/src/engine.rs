@@ -1,7 +1,7 @@
 //! The engine's handle.
 
 use crate::api::{ChunkState, Install, Prepare, Prepared, Read, TargetSpace, Which};
-use crate::checkpoint::{Generations, write_checkpoint};
+use crate::checkpoint::{Generations, Source, write_checkpoint};
 use crate::class::{CLASSES, blocks_of, class_for, slot_bytes};
 use crate::error::{EngineError, Result};
 use crate::files::Files;
@@ -98,7 +98,8 @@ impl Engine {
         }
         let segment = create_segment(&files, identity.target.0, 1, 1, &[]).await?;
         let index = RefCell::new(Index::default());
-        write_checkpoint(&files, identity.target.0, 1, (1, 1), &index, &|_, _, _| Vec::new()).await?;
+        let source = Source { chunks: &mut |_| 0, index: &index, pages: &|_, _, _| Vec::new() };
+        write_checkpoint(&files, identity.target.0, 1, (1, 1), source).await?;
         superblock::write(&files, identity)?;
         files.remove(CREATING)?;
         files.sync_dir()?;

@@ -233,21 +233,17 @@ impl Index {
         }
     }
 
-    /// After recovery: every slot is of one chunk alone. Forgets what is known of slots that nobody uses.
-    /// Returns those that are used.
-    pub(crate) fn check(&mut self) -> Result<Used, String> {
-        let mut used = Used::default();
-        for (chunk, entry) in &self.chunks {
-            let mut slots = entry.slots().into_iter();
-            if let Some(at) = slots.find(|at| !used.insert(*at)) {
-                let uses = |(_, entry): &(&ChunkId, &Entry)| entry.extents().any(|e| e.at() == at);
-                let other = self.chunks.iter().find(uses).map_or(chunk, |(other, _)| other);
-                return Err(format!("chunks {other} and {chunk} share a slot"));
-            }
-        }
+    /// Notes the slots of a chunk that recovery found: each is of one chunk alone.
+    pub(crate) fn note(&self, chunk: ChunkId, entry: &Entry, used: &mut Used) -> Result<(), String> {
+        let Some(at) = entry.slots().into_iter().find(|at| !used.insert(*at)) else { return Ok(()) };
+        let uses = |(_, entry): &(ChunkId, &Entry)| entry.extents().any(|e| e.at() == at);
+        let other = self.after(None).find(uses).map_or(chunk, |(other, _)| other);
+        Err(format!("chunks {other} and {chunk} share a slot"))
+    }
+    /// Forgets what is known of slots that nobody uses.
+    pub(crate) fn keep(&mut self, used: &Used) {
         self.overlay.retain(|at| used.contains(at));
         self.spoiled.retain(|at| used.contains(*at));
-        Ok(used)
     }
 }
 

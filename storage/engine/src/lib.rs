@@ -42,6 +42,7 @@ mod rows;
 mod slots;
 mod sums;
 mod superblock;
+pub mod synthetic;
 mod used;
 mod write;
 

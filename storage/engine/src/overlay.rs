@@ -160,11 +160,11 @@ impl Overlay {
         }
     }
     /// The checkpoint is durable: the pages hold what was frozen, and of what was found what they hold.
-    pub(crate) fn thaw(&mut self, written: impl Iterator<Item = PageId>) {
-        self.frozen.clear();
+    pub(crate) fn thaw(&mut self, written: impl Iterator<Item = PageId>) -> Thawed {
         if !self.found.is_empty() {
             written.for_each(|page| drop(self.found.remove(&page)));
         }
+        Thawed(std::mem::take(&mut self.frozen))
     }
 
     /// The first page from `from` on that a checkpoint has to write.
@@ -192,6 +192,16 @@ impl Overlay {
                 page.set((place - first) as u32, *sum);
             }
         }
+    }
+}
+
+/// What was frozen, to be freed bit by bit.
+pub(crate) struct Thawed(BTreeMap<SlotId, Part>);
+
+impl Thawed {
+    /// Frees up to `limit` slots; `false` when nothing is left.
+    pub(crate) fn free(&mut self, limit: usize) -> bool {
+        (0..limit).all(|_| self.0.pop_first().is_some())
     }
 }
 
@@ -230,7 +240,7 @@ mod tests {
         overlay.fill_page(second, &mut pages[1]);
         assert_eq!((pages[0].get(767), pages[0].get(768), pages[0].get(959)), (None, Some(1), Some(1)));
         assert_eq!((pages[1].get(7), pages[1].get(8), pages[1].get(64)), (Some(1), None, None));
-        overlay.thaw([first, second].into_iter());
+        drop(overlay.thaw([first, second].into_iter()));
         assert_eq!(get(&overlay, a, 256)[199..202], [None, Some(2), Some(2)]);
         overlay.forget(a);
         overlay.forget(b);

@@ -16,7 +16,7 @@ use crate::record::{Content, Extent};
 use crate::sums::{PAGE_BYTES, Page, PageId, sums_bytes, sums_name};
 use ember_rt::SharedBuf;
 use ember_rt::disk::Priority;
-use ember_rt::select::join_all;
+use ember_rt::select::{join_all, yield_now};
 use ember_types::checksum::crc32c;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -25,6 +25,8 @@ use std::rc::Rc;
 const AT_ONCE: usize = 32;
 /// A file of checksums grows by a multiple of this many bytes.
 const STEP: u64 = 64 << 10;
+/// Slots whose memory is freed between two turns of the reactor's other tasks.
+const FREED_AT_ONCE: usize = 2048;
 /// Blocks read at once to find checksums again.
 const PIECE: u32 = 256;
 
@@ -366,12 +368,17 @@ impl Inner {
     }
 
     /// The pages are named by a durable checkpoint.
-    pub(crate) fn pages_are_named(&self, written: &Written) {
-        let pages = &mut *self.pages.borrow_mut();
-        for (&id, &sequence) in written {
-            pages.named.set(id, sequence);
-            pages.cache.supersede(id, sequence);
+    pub(crate) async fn pages_are_named(&self, written: &Written) {
+        let mut thawed = {
+            let pages = &mut *self.pages.borrow_mut();
+            for (&id, &sequence) in written {
+                pages.named.set(id, sequence);
+                pages.cache.supersede(id, sequence);
+            }
+            self.index.borrow_mut().overlay.thaw(written.keys().copied())
+        };
+        while thawed.free(FREED_AT_ONCE) {
+            yield_now().await;
         }
-        self.index.borrow_mut().overlay.thaw(written.keys().copied());
     }
 }

@@ -14,12 +14,16 @@ use crate::inner::open_data;
 use crate::log::segment_name;
 use crate::pages::Named;
 use crate::reader::{Frame, FrameReader};
-use crate::record::{Extent, Record, Run};
+use crate::record::{Entry, Extent, Record, Run};
 use crate::sums::{PageId, stretches, sums_name};
 use crate::used::Used;
 use ember_rt::disk::Priority;
+use ember_rt::select::yield_now;
 use ember_types::ChunkId;
 use ember_types::checksum::crc32c;
+
+/// Chunks that are checked between two turns of the reactor's other tasks.
+const CHUNKS_AT_ONCE: usize = 2048;
 
 /// What recovery found.
 #[derive(Default, Debug)]
@@ -270,27 +274,24 @@ impl Drop for DataFiles<'_> {
 
 /// Checks the index against itself and against the lengths of the files.
 async fn check(files: &Files, loaded: &mut Loaded) -> Result<()> {
-    let newest = files.path(&segment_name(loaded.last_segment));
-    let inconsistent = |what| EngineError::corrupt(newest.clone(), 0, what);
-    loaded.used = loaded.index.check().map_err(inconsistent)?;
     let data = DataFiles::open(files)?;
     let lengths: Vec<u64> = (0..CLASSES)
         .map(|class| data.file(class).map_or(Ok(0), |file| files.len(file)))
         .collect::<Result<_>>()?;
-    for (chunk, entry) in loaded.index.after(None) {
-        for extent in entry.extents() {
-            let end = extent.at().offset(extent.block_end());
-            let length = lengths[usize::from(extent.class)];
-            if end > length {
-                let what = format!("the file ends before chunk {chunk}, whose data reach to {end}");
-                return Err(EngineError::corrupt(files.path(&data_name(extent.class)), length, what));
-            }
-            let mut parts = stretches(extent.at(), extent.block.into(), extent.blocks.into());
-            if parts.any(|part| loaded.pages.get(part.page) == 0) && !loaded.has_sums(extent) {
-                return Err(inconsistent(format!("chunk {chunk} has blocks without checksums")));
-            }
+    let (mut used, mut last) = (Used::default(), None);
+    loop {
+        let before = last;
+        for (chunk, entry) in loaded.index.after(last).take(CHUNKS_AT_ONCE) {
+            loaded.check_chunk(files, &lengths, (chunk, entry), &mut used)?;
+            last = Some(chunk);
         }
+        if last == before {
+            break;
+        }
+        yield_now().await;
     }
+    loaded.index.keep(&used);
+    loaded.used = used;
     for class in 0..CLASSES {
         let (name, end) = (sums_name(class), loaded.pages.end(class));
         let length = match files.open(&name)? {
@@ -310,6 +311,30 @@ async fn check(files: &Files, loaded: &mut Loaded) -> Result<()> {
 }
 
 impl Loaded {
+    fn check_chunk(
+        &self,
+        files: &Files,
+        lengths: &[u64],
+        (chunk, entry): (ChunkId, &Entry),
+        used: &mut Used,
+    ) -> Result<()> {
+        let inconsistent = |what| EngineError::corrupt(files.path(&segment_name(self.last_segment)), 0, what);
+        self.index.note(chunk, entry, used).map_err(inconsistent)?;
+        for extent in entry.extents() {
+            let end = extent.at().offset(extent.block_end());
+            let length = lengths[usize::from(extent.class)];
+            if end > length {
+                let what = format!("the file ends before chunk {chunk}, whose data reach to {end}");
+                return Err(EngineError::corrupt(files.path(&data_name(extent.class)), length, what));
+            }
+            let mut parts = stretches(extent.at(), extent.block.into(), extent.blocks.into());
+            if parts.any(|part| self.pages.get(part.page) == 0) && !self.has_sums(extent) {
+                return Err(inconsistent(format!("chunk {chunk} has blocks without checksums")));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether each block of an extent has a checksum, in the log or on a page that was written.
     fn has_sums(&self, extent: &Extent) -> bool {
         let (at, block) = (extent.at(), u32::from(extent.block));

@@ -51,10 +51,10 @@ impl Slots {
     /// What recovery found: the class' file holds `total` slots, and those in `used` are taken.
     pub(crate) fn load(&mut self, class: u8, total: u32, used: &Used) {
         // The file may end within its last slot, if the power failed before its growth was flushed.
-        let total = total.max(used.last(class).map_or(0, |last| last + 1));
+        let total = total.max(used.last(class).map_or(0, |last| last.saturating_add(1)));
         let state = self.class(class);
         state.total = total;
-        state.free = (0..total).filter(|&slot| !used.contains(SlotId { class, slot })).collect();
+        state.free = used.others(class, total).collect();
     }
     /// Takes the first free slot of a class.
     pub(crate) fn allocate(&mut self, class: u8) -> Option<SlotId> {

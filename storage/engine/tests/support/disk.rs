@@ -101,6 +101,8 @@ pub struct DiskState {
     pub fail_reads: Option<&'static str>,
     /// Flushes of this class do nothing: a planted bug.
     pub skip: Option<FlushClass>,
+    /// Most reads that were in flight at once.
+    pub reads_at_once: usize,
     /// Offsets and lengths of writes: (name, offset, length).
     pub trace: Option<Vec<(String, u64, usize)>>,
 }
@@ -130,6 +132,7 @@ impl DiskState {
             fail_writes: None,
             fail_reads: None,
             skip: None,
+            reads_at_once: 0,
             trace: None,
         }
     }
@@ -215,6 +218,8 @@ impl DiskState {
                     false => FlightKind::Read(offset, len, buf),
                 };
                 self.flights.push(Flight { token: op.token, inode, kind });
+                let reads = |f: &&Flight| matches!(f.kind, FlightKind::Read(..));
+                self.reads_at_once = self.reads_at_once.max(self.flights.iter().filter(reads).count());
                 return;
             }
             OpKind::Sync => {
