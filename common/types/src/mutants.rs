@@ -90,6 +90,10 @@ pub const ALL: &[Mutant] = planted! {
         simulator
     r04_new_tail_tells_before_commit "a new tail answers before it has committed its pending versions"
         ("ember-craq::rules" "r04_pending_goes_to_the_new_successor_and_a_new_tail_commits_first")
+    r04_sums_of_unflushed_frees_forgotten "a slot's checksums go before the record that frees it is durable"
+        ("ember-engine" "index::tests::r04_a_slots_checksums_stay_until_the_record_that_frees_it_is_durable")
+    r04_named_sum_page_overwritten "a checkpoint writes a checksum page over the one that the last one names"
+        ("ember-engine::pages" "the_page_that_a_checkpoint_names_is_never_written_over")
     r05_number_alone_identifies "equal version numbers count as equal content"
         simulator
     r05_tombstone_forgotten "a removal leaves no tombstone"
@@ -162,6 +166,8 @@ pub const ALL: &[Mutant] = planted! {
         ("ember-craq::rules" "r13_what_can_be_refused_is_refused_before_it_has_a_number")
     r13_aborted_version_forgotten "late copies of an aborted version are accepted"
         ("ember-engine::rules" "r13_late_copies_of_an_aborted_version_are_refused")
+    r14_old_sum_page_believed "a checksum page is believed though a newer one was written"
+        ("ember-engine::pages" "an_old_page_and_another_one_are_noticed")
     r14_base_not_verified "bytes from the disk are merged and sent without a look at their checksum"
         ("ember-engine::rules" "r14_rot_is_not_laundered")
     r14_head_result_ignored "an update with another result than the head's is stored"

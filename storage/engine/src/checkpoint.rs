@@ -235,7 +235,7 @@ pub(crate) async fn read_checkpoint(files: &Files, target: u64, number: u64) -> 
                 record => {
                     // Format version 1 has its chunks as the log has them.
                     chunks += u64::from(matches!(record, Record::Put { .. }));
-                    index.apply(&record);
+                    index.replay(&record);
                 }
             }
         }

@@ -76,7 +76,7 @@ impl Records {
     pub fn replay(&self) -> Result<Self, String> {
         let mut index = Index::default();
         for record in &self.0 {
-            index.apply(record);
+            index.replay(record);
         }
         let mut used = Used::default();
         index.after(None).try_for_each(|(chunk, entry)| index.note(chunk, entry, &mut used))?;

@@ -170,9 +170,8 @@ impl Index {
                 Some(_) => {}
             }
         }
-        for at in &freed {
-            self.overlay.forget(*at);
-            self.spoiled.remove(at);
+        if mutant!(r04_sums_of_unflushed_frees_forgotten) {
+            freed.iter().for_each(|at| self.overlay.forget(*at));
         }
         for run in runs {
             self.overlay.put(run);
@@ -186,7 +185,18 @@ impl Index {
         freed
     }
 
-    /// Makes it so; returns the slots that no version uses any more.
+    /// The record that frees a slot is durable. Before, what is known of the slot must stay: a checkpoint may
+    /// show the chunk as that record makes it, while recovery ends at one before it.
+    pub(crate) fn release(&mut self, at: SlotId) {
+        self.overlay.forget(at);
+        self.spoiled.remove(&at);
+    }
+    /// Makes a durable record so.
+    pub(crate) fn replay(&mut self, record: &Record) {
+        self.apply(record).into_iter().for_each(|at| self.release(at));
+    }
+
+    /// Makes it so; returns the slots that no version uses any more: they are to be released.
     pub(crate) fn apply(&mut self, record: &Record) -> Vec<SlotId> {
         match record {
             Record::Put { chunk, entry, runs, writers } => {
@@ -267,4 +277,73 @@ pub(crate) struct Missing {
 pub(crate) fn valid_bytes(length: u32, block: u32) -> u32 {
     debug_assert!(block < blocks_of(length));
     (length - block * crate::class::BLOCK).min(crate::class::BLOCK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ember_types::ChunkVersion;
+
+    fn put(number: u64, slots: &[(u32, u32)], runs: Vec<Run>) -> Record {
+        let at = |slot| SlotId { class: 1, slot };
+        let content = |&(slot, blocks): &(u32, u32)| Content {
+            version: ChunkVersion { number, chain_version: ChainVersion(1), attempt: 0 },
+            length: blocks * 4096,
+            extents: [Extent::new(0, blocks, at(slot), 0)].into(),
+            ..Content::default()
+        };
+        let committed = slots.first().map(content).unwrap_or_default();
+        let pending = slots.get(1).map(|slot| Box::new(content(slot)));
+        let entry = Entry::new(committed, pending, ChunkVersion::NONE);
+        Record::Put { chunk: ChunkId::new(DataId(1), 0), entry, runs, writers: Vec::new() }
+    }
+    fn run(slot: u32, block: u32, sums: &[u32]) -> Run {
+        Run { at: SlotId { class: 1, slot }, block, tail: 4096, sums: sums.to_vec() }
+    }
+    fn sums(index: &Index) -> Vec<u32> {
+        let old = Content {
+            length: 8192,
+            extents: [Extent::new(0, 2, run(3, 0, &[]).at, 0)].into(),
+            ..Content::default()
+        };
+        index.wanted(&old, 0, 2).sums
+    }
+
+    /// A checkpoint of now has the chunk without the slot; a recovery that ends before the record has it with it.
+    #[test]
+    fn r04_a_slots_checksums_stay_until_the_record_that_frees_it_is_durable() {
+        let mut index = Index::default();
+        index.apply(&put(1, &[(3, 2)], vec![run(3, 0, &[5, 6])]));
+        index.apply(&put(1, &[(3, 2), (4, 1)], vec![run(4, 0, &[7])]));
+        let freed = index.apply(&put(2, &[(4, 1)], Vec::new()));
+        assert_eq!(freed, [SlotId { class: 1, slot: 3 }]);
+        assert_eq!(sums(&index), [5, 6]);
+        freed.into_iter().for_each(|at| index.release(at));
+        assert_eq!(sums(&index), [0, 0]);
+    }
+
+    #[test]
+    fn r17_a_slot_that_was_written_behind_what_is_shown_is_known() {
+        let mut index = Index::default();
+        let high = |index: &Index, slot| {
+            let entry = index.after(None).next().map(|(_, entry)| entry.clone());
+            index.high(&entry.unwrap(), SlotId { class: 1, slot })
+        };
+        index.apply(&put(1, &[(3, 1)], vec![run(3, 0, &[5])]));
+        assert_eq!(high(&index, 3), 1);
+        // Appended to and aborted: block 1 is nobody's, and was written.
+        index.apply(&put(1, &[(3, 1), (3, 2)], vec![run(3, 1, &[6])]));
+        assert_eq!(high(&index, 3), 2);
+        index.apply(&put(1, &[(3, 1)], Vec::new()));
+        assert_eq!(high(&index, 3), u32::MAX);
+        assert_eq!(index.spoiled().collect::<Vec<_>>(), [run(3, 0, &[]).at]);
+        // As format version 1 has it in a checkpoint: with the checksums of all that was written.
+        let mut old = Index::default();
+        old.replay(&put(1, &[(3, 1)], vec![run(3, 0, &[5, 6])]));
+        assert_eq!(high(&old, 3), u32::MAX);
+        // Another life of the slot.
+        index.replay(&put(2, &[(4, 1)], vec![run(4, 0, &[7])]));
+        index.replay(&put(3, &[(3, 1)], vec![run(3, 0, &[8])]));
+        assert_eq!(high(&index, 3), 1);
+    }
 }

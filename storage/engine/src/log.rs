@@ -228,7 +228,10 @@ impl Inner {
                 answers.push(urgent);
             }
             let mut slots = self.slots.borrow_mut();
-            frees.into_iter().for_each(|at| slots.free(at));
+            for at in frees {
+                index.release(at);
+                slots.free(at);
+            }
         }
         drop(index);
         for Urgent { done, guard, .. } in answers {

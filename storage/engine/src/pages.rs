@@ -18,6 +18,7 @@ use ember_rt::SharedBuf;
 use ember_rt::disk::Priority;
 use ember_rt::select::{join_all, yield_now};
 use ember_types::checksum::crc32c;
+use ember_types::mutant;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
@@ -125,7 +126,9 @@ pub(crate) async fn read_page(
             }
         };
         match Page::decode(&bytes, target, id) {
-            Ok((found, page)) if found >= named => return Ok((found, page)),
+            Ok((found, page)) if found >= named || mutant!(r14_old_sum_page_believed) => {
+                return Ok((found, page));
+            }
             Ok(_) => drop(failed.get_or_insert_with(|| corrupt("checksum page is an old one"))),
             Err(what) => drop(failed.get_or_insert_with(|| corrupt(what))),
         }
@@ -353,7 +356,8 @@ impl Inner {
             self.files.sync(&file).await?;
             self.pages.borrow_mut().unconfirmed.remove(&id);
         }
-        let sequence = self.pages.borrow().named.get(id).checked_add(1);
+        let step = if mutant!(r04_named_sum_page_overwritten) { 2 } else { 1 };
+        let sequence = self.pages.borrow().named.get(id).checked_add(step);
         let sequence = sequence.ok_or_else(|| self.failed_error("a page was written too often"))?;
         let mut page = Page::clone(&base);
         self.index.borrow().overlay.fill_page(id, &mut page);

@@ -204,7 +204,7 @@ impl SegmentEnd {
 fn apply(loaded: &mut Loaded, frame: &Frame) {
     loaded.recovery.frames += 1;
     for record in &frame.records {
-        loaded.index.apply(record);
+        loaded.index.replay(record);
     }
 }
 
@@ -226,7 +226,7 @@ async fn apply_unconfirmed(files: &Files, loaded: &mut Loaded, frame: &Frame) ->
             });
             continue;
         }
-        loaded.index.apply(record);
+        loaded.index.replay(record);
     }
     Ok(())
 }
