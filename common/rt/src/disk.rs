@@ -8,11 +8,18 @@ use crate::buf::{Buf, SharedBuf};
 use crate::handle::{LocalBoxFuture, Rt};
 use crate::select::{Either, select};
 use crate::sync::{Notify, Semaphore, oneshot};
+use ember_types::Instant;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+use usage::{Latencies, User};
+
+mod usage;
+
+pub use usage::Latency;
 
 /// An open file of one [`Disk`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -158,20 +165,62 @@ pub trait Disk {
     fn lock(&self, dir: &str) -> io::Result<()>;
     /// Space of the file system; one that doesn't know its own (ramfs) counts as 1 TiB that is free.
     fn space(&self) -> io::Result<Space>;
+    /// Whether, in files that were opened direct, an overwrite of bytes that were written before, with a flush of
+    /// the file since, changes nothing that the file system would have to make durable, and reaches the device
+    /// before it ends: then a flush of any file makes it durable, and a device that loses nothing needs none.
+    fn overwrites_in_place(&self) -> bool {
+        false
+    }
     /// What this file system can't do, for people; empty if there is nothing to say.
     fn warnings(&self) -> Vec<&'static str>;
 }
 
+impl OpKind {
+    /// What it is, for people.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "read",
+            Self::Write { .. } => "write",
+            Self::Sync => "flush",
+            Self::Allocate { .. } => "allocation",
+            Self::Punch { .. } => "hole punch",
+        }
+    }
+}
+
+/// An operation that the driver has.
 struct Waiting {
-    answer: oneshot::Sender<Completion>,
+    /// Gone if the user was stopped: nobody waits any more.
+    answer: Option<oneshot::Sender<Completion>>,
+    user: Rc<User>,
+    since: Instant,
+    what: &'static str,
 }
 
 struct QueueState {
+    rt: Rt,
     disk: Box<dyn Disk>,
+    /// By token: the oldest comes first.
     waiting: RefCell<BTreeMap<u64, Waiting>>,
     next_token: Cell<u64>,
     slots: Semaphore,
     closing: Notify,
+    users: RefCell<Vec<Weak<User>>>,
+    latencies: RefCell<Latencies>,
+}
+
+impl QueueState {
+    fn ended(&self, completion: Completion) {
+        let Some(waiting) = self.waiting.borrow_mut().remove(&completion.token) else { return };
+        self.slots.add_permits(1);
+        waiting.user.ended();
+        let now = self.rt.now();
+        self.latencies.borrow_mut().add(now, now.since(waiting.since));
+        if let Some(answer) = waiting.answer {
+            // An asker that went away has forgotten its token: nothing to tell.
+            let _ = answer.send(completion);
+        }
+    }
 }
 
 /// Ends the queue's task, and with it the disk, when the last user is gone.
@@ -183,53 +232,111 @@ impl Drop for Owner {
     }
 }
 
-/// A disk as futures. Cheap to clone. One task per queue collects the completions; the disk closes when the
-/// last clone is dropped.
+/// A disk as futures, for one user of it. Cheap to clone. One task per queue collects the completions; the disk
+/// closes when the last clone is dropped.
 #[derive(Clone)]
-pub struct DiskQueue(Rc<Owner>);
+pub struct DiskQueue {
+    owner: Rc<Owner>,
+    user: Rc<User>,
+}
 
 impl DiskQueue {
     /// Starts the queue's task; at most `depth` operations are in flight, the rest wait in order of arrival.
     pub fn start(rt: &Rt, disk: Box<dyn Disk>, depth: usize) -> Self {
         let state = Rc::new(QueueState {
+            rt: rt.clone(),
             disk,
             waiting: RefCell::default(),
             next_token: Cell::new(1),
             slots: Semaphore::new(depth),
             closing: Notify::new(),
+            users: RefCell::default(),
+            latencies: RefCell::default(),
         });
         let owner = Rc::new(Owner(state.clone()));
         rt.spawn("disk queue", async move {
             let mut ended = Vec::new();
             while let Either::Right(()) = select(state.closing.notified(), state.disk.ready()).await {
                 state.disk.poll(&mut ended);
-                for completion in ended.drain(..) {
-                    let waiting = state.waiting.borrow_mut().remove(&completion.token);
-                    if let Some(waiting) = waiting {
-                        // An asker that went away has forgotten its token: nothing to tell.
-                        let _ = waiting.answer.send(completion);
-                        state.slots.add_permits(1);
-                    }
-                }
+                ended.drain(..).for_each(|completion| state.ended(completion));
             }
         });
-        Self(owner)
+        Self { owner, user: Rc::default() }
     }
 
+    /// The same disk for another user, a target say: what that one has in flight is counted apart, and it can be
+    /// stopped alone. Clones are the same user.
+    pub fn for_user(&self) -> Self {
+        let user: Rc<User> = Rc::default();
+        let mut users = self.state().users.borrow_mut();
+        users.retain(|user| user.strong_count() > 0);
+        users.push(Rc::downgrade(&user));
+        Self { owner: self.owner.clone(), user }
+    }
+    /// Stops this user for good: whoever waits for an operation is answered with an error that says `why`, and so is
+    /// every later one. What the driver has in flight stays the driver's until it has ended (R17).
+    pub fn stop(&self, why: &str) {
+        if self.user.stop(why) {
+            let mut waiting = self.state().waiting.borrow_mut();
+            let own = waiting.values_mut().filter(|waiting| Rc::ptr_eq(&waiting.user, &self.user));
+            own.for_each(|waiting| drop(waiting.answer.take()));
+        }
+    }
+    /// Stops every user that [`DiskQueue::for_user`] made.
+    pub fn stop_users(&self, why: &str) {
+        let users: Vec<Rc<User>> = self.state().users.borrow().iter().filter_map(Weak::upgrade).collect();
+        for user in users {
+            Self { owner: self.owner.clone(), user }.stop(why);
+        }
+    }
+    /// Fails if this user was stopped.
+    pub fn check(&self) -> io::Result<()> {
+        self.user.check()
+    }
+    /// Operations of this user that the driver has, whether anybody waits for them or not.
+    pub fn in_flight(&self) -> usize {
+        self.user.in_flight()
+    }
+    /// The operation of any user that is in flight for longest: what it is, and since when.
+    pub fn oldest(&self) -> Option<(&'static str, Instant)> {
+        let waiting = self.state().waiting.borrow();
+        waiting.first_key_value().map(|(_, oldest)| (oldest.what, oldest.since))
+    }
+    /// How long the operations of all users took that ended within `window` before now.
+    pub fn latency(&self, window: Duration) -> Latency {
+        self.state().latencies.borrow().within(self.state().rt.now(), window)
+    }
+
+    fn state(&self) -> &QueueState {
+        &self.owner.0
+    }
     /// The disk, for its immediate operations.
     pub fn disk(&self) -> &dyn Disk {
-        &*self.0.0.disk
+        &*self.state().disk
     }
 
     async fn run(&self, file: FileId, priority: Priority, kind: OpKind) -> io::Result<Completion> {
-        let slot = self.0.0.slots.acquire().await.map_err(|_| io::Error::other("disk queue closed"))?;
+        let state = self.state();
+        self.user.check()?;
+        let slot = match select(state.slots.acquire(), self.user.stopped()).await {
+            Either::Left(slot) => slot.map_err(|_| io::Error::other("disk queue closed"))?,
+            Either::Right(()) => return Err(self.user.error()),
+        };
+        self.user.check()?;
         slot.forget();
-        let token = self.0.0.next_token.get();
-        self.0.0.next_token.set(token + 1);
+        let token = state.next_token.get();
+        state.next_token.set(token + 1);
         let (answer, ended) = oneshot::channel();
-        self.0.0.waiting.borrow_mut().insert(token, Waiting { answer });
-        self.0.0.disk.submit(Op { token, file, priority, kind });
-        ended.await.map_err(|_| io::Error::other("disk queue closed"))
+        self.user.started();
+        let waiting = Waiting {
+            answer: Some(answer),
+            user: self.user.clone(),
+            since: state.rt.now(),
+            what: kind.name(),
+        };
+        state.waiting.borrow_mut().insert(token, waiting);
+        state.disk.submit(Op { token, file, priority, kind });
+        ended.await.map_err(|_| self.user.error())
     }
 
     /// Reads up to `len` bytes at `offset`; shorter at the end of the file.
