@@ -11,6 +11,9 @@ ember_types::config! {
         pub disk_depth: usize = 128,
         /// Bytes of a disk that updates leave free.
         pub reserve_bytes: u64 = 256 << 20,
+        /// Bytes of memory, for each target, for the checksums of data that were used lately. A 1/1000 of the data
+        /// is enough to have them all in memory.
+        pub checksum_cache_bytes: u64 = 64 << 20,
         /// Free space below which no new chunks are made, in bytes; updates of existing ones go on.
         pub no_create_bytes: u64 = 512 << 20,
         /// How long tombstones of removed chunks are kept, in milliseconds: longer than any message lives.

@@ -57,6 +57,7 @@ impl Node {
     fn engine_config(&self) -> EngineConfig {
         EngineConfig {
             min_free_bytes: self.context.config.reserve_bytes,
+            checksum_cache_bytes: self.context.config.checksum_cache_bytes,
             tombstone_keep: Duration::from_millis(self.context.config.tombstone_ms),
             ..EngineConfig::default()
         }

@@ -209,11 +209,15 @@ impl Inner {
             return Ok(());
         }
         let mut pages = self.pages.borrow_mut();
-        for id in wanted.pages() {
-            let Some(page) = pages.cache.get(id).cloned() else { continue };
-            if let Err(index) = wanted.take(id, &page) {
-                drop(pages);
-                return Err(self.unknown(id, index));
+        let mut absent = 0;
+        while let Some(id) = wanted.missing.get(absent).map(|missing| missing.part.page) {
+            match pages.cache.get(id).map(|page| wanted.take(id, page)) {
+                Some(Ok(())) => {}
+                Some(Err(index)) => {
+                    drop(pages);
+                    return Err(self.unknown(id, index));
+                }
+                None => absent += 1,
             }
         }
         Ok(())

@@ -79,6 +79,25 @@ pub(crate) fn frame(input: &[u8]) {
     }
 }
 
+/// A checksum page, as it is and made whole for its place.
+pub(crate) fn sums(input: &[u8]) {
+    let mut whole = input.to_vec();
+    whole.resize(4096, 0);
+    whole[..4].copy_from_slice(b"ESUM");
+    whole[8..16].copy_from_slice(&PLACE.target.to_le_bytes());
+    whole[16..24].copy_from_slice(&3_u64.to_le_bytes());
+    whole[24..28].copy_from_slice(&8_u32.to_le_bytes());
+    let sum = crc32c(&whole[8..]);
+    whole[4..8].copy_from_slice(&sum.to_le_bytes());
+    for bytes in [input, &whole] {
+        let page = engine::page(bytes, PLACE.target, 8, 3);
+        if let Ok((sequence, page)) = page {
+            let again = engine::page(&page.bytes(PLACE.target, 8, 3, sequence), PLACE.target, 8, 3);
+            assert_eq!(again, Ok((sequence, page)));
+        }
+    }
+}
+
 /// A journal of the key-value store.
 pub(crate) fn journal(input: &[u8]) {
     let _ = kv::journal(input).map_err(|error| error.to_string());

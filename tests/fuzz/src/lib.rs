@@ -32,6 +32,7 @@ pub const TARGETS: &[Target] = &[
     ("engine-superblock", disk::superblock),
     ("engine-records", disk::records),
     ("engine-frame", disk::frame),
+    ("engine-sums", disk::sums),
     ("kv-journal", disk::journal),
     ("kv-files", disk::kv_files),
     ("kv-export", disk::export),

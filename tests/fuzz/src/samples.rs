@@ -27,6 +27,7 @@ pub fn of(target: &str) -> io::Result<Vec<Vec<u8>>> {
         "net-server" => vec![caller_says(&encode(&read())), Vec::new()],
         "net-client" => vec![listener_says(&encode(&space())), Vec::new()],
         "engine-superblock" => disk::superblocks(),
+        "engine-sums" => disk::sums(),
         "engine-records" => disk::records(),
         "engine-frame" => disk::frames(),
         "kv-journal" => disk::kv_store()?.journals,

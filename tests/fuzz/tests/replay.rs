@@ -78,6 +78,7 @@ targets! {
     net_server = "net-server",
     net_client = "net-client",
     engine_superblock = "engine-superblock",
+    engine_sums = "engine-sums",
     engine_records = "engine-records",
     engine_frame = "engine-frame",
     kv_journal = "kv-journal",

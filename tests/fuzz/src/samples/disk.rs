@@ -17,6 +17,18 @@ pub(super) fn superblocks() -> Vec<Vec<u8>> {
     vec![superblock_bytes(&identity)]
 }
 
+/// Checksum pages: a few sums known, and a sequence.
+pub(super) fn sums() -> Vec<Vec<u8>> {
+    let head = |known: u64| le(&[(0, 8), (7, 8), (3, 8), (8, 4), (5, 4), (known, 8)]);
+    let page = |known, sums: u64| {
+        let mut bytes = head(known);
+        bytes.resize(256, 0);
+        bytes.extend((0..sums).flat_map(|i| le(&[(i * 77, 4)])));
+        bytes
+    };
+    vec![head(0), page(0b1011, 4), page(u64::MAX, 64)]
+}
+
 fn le(parts: &[(u64, usize)]) -> Vec<u8> {
     parts.iter().flat_map(|(number, width)| number.to_le_bytes()[..*width].to_vec()).collect()
 }
@@ -64,6 +76,16 @@ pub(super) fn records() -> Vec<Vec<u8>> {
         [record(3, &[chunk(1), writer(6)].concat()), record(4, &[7; 16]), record(5, &le(&[(12, 8)]))]
             .concat(),
         [record(6, &le(&[(3, 8), (44, 8)])), put(3, 4, false), record(7, &le(&[(1, 8)]))].concat(),
+        // Rows: data id 5, index 1, version 1.3.1, one extent; the next index with a pending removal and an abort.
+        record(
+            8,
+            &[
+                &[0, 5, 1, 1, 3, 1, 4, 128, 32, 9, 9, 9, 9, 0, 1, 0, 2, 7][..],
+                &[3, 0, 0, 1, 3, 1, 0, 0, 9, 9, 9, 9, 2, 3, 1, 1, 0, 0, 0, 0, 0, 2, 3, 0][..],
+            ]
+            .concat(),
+        ),
+        [record(9, &le(&[(2, 4), (0, 4), (1, 4), (0, 4)])), record(10, &le(&[(9, 4), (2, 4)]))].concat(),
     ]
 }
 

@@ -232,10 +232,12 @@ impl Marksman {
 
     /// Part of the names of the files to be struck, and whether they are read at start only.
     fn part(&self) -> (&'static str, bool) {
-        match self.draw(0, 5) {
+        match self.draw(0, 6) {
             0..=2 => ("data-", false),
             3 => ("log-", true),
             4 => ("checkpoint-", true),
+            // In memory as long as the process lives.
+            5 => ("sums-", true),
             _ => ("superblock-", true),
         }
     }
