@@ -16,6 +16,13 @@ enum Kept {
 #[derive(Clone, Default)]
 pub(crate) struct Extents(Kept);
 
+impl Extents {
+    /// Just one.
+    pub(crate) fn one(extent: Extent) -> Self {
+        Self(Kept::One(extent))
+    }
+}
+
 impl Deref for Extents {
     type Target = [Extent];
     fn deref(&self) -> &[Extent] {

@@ -245,7 +245,11 @@ impl Index {
 
     /// Notes the slots of a chunk that recovery found: each is of one chunk alone.
     pub(crate) fn note(&self, chunk: ChunkId, entry: &Entry, used: &mut Used) -> Result<(), String> {
-        let Some(at) = entry.slots().into_iter().find(|at| !used.insert(*at)) else { return Ok(()) };
+        let shared = match (&entry.committed.extents[..], &entry.pending) {
+            ([extent], None) => Some(extent.at()).filter(|at| !used.insert(*at)),
+            _ => entry.slots().into_iter().find(|at| !used.insert(*at)),
+        };
+        let Some(at) = shared else { return Ok(()) };
         let uses = |(_, entry): &(ChunkId, &Entry)| entry.extents().any(|e| e.at() == at);
         let other = self.after(None).find(uses).map_or(chunk, |(other, _)| other);
         Err(format!("chunks {other} and {chunk} share a slot"))

@@ -10,6 +10,7 @@
 //! extent   first block less the end of the last extent, blocks, first block in the slot, class, slot: numbers
 //! ```
 
+use crate::extents::Extents;
 use crate::record::{Content, Entry, Extent, Reader};
 use ember_types::{ChainVersion, ChunkId, ChunkVersion, DataId};
 
@@ -106,19 +107,27 @@ impl Decoder<'_> {
     fn content(&mut self) -> Result<Content, &'static str> {
         let (version, flags, length) = (self.version()?, self.number()?, self.small()?);
         let checksum = self.0.u32()?;
-        let mut extents = Vec::new();
-        let mut end: u16 = 0;
-        for _ in 0..flags >> 2 {
-            let skipped: u16 = self.small()?;
-            let first = end.checked_add(skipped).ok_or("extent outside its chunk")?;
-            let (blocks, block) = (self.small()?, self.small()?);
-            let extent = Extent { first, blocks, block, class: self.small()?, slot: self.small()? };
-            end = first.checked_add(blocks).ok_or("extent outside its chunk")?;
-            extents.push(extent);
-        }
+        let extents = match flags >> 2 {
+            1 => Extents::one(self.extent(0)?),
+            count => {
+                let mut extents: Vec<Extent> = Vec::new();
+                for _ in 0..count {
+                    let end = extents.last().map_or(0, |last| last.end());
+                    extents.push(self.extent(end)?);
+                }
+                extents.into()
+            }
+        };
         let (removed, lost) = (flags & 1 != 0, flags & 2 != 0);
-        let content = Content { version, length, checksum, removed, lost, extents: extents.into() };
+        let content = Content { version, length, checksum, removed, lost, extents };
         content.check().map(|()| content)
+    }
+    /// The extent behind one that ends at block `end`.
+    fn extent(&mut self, end: u32) -> Result<Extent, &'static str> {
+        let skipped: u16 = self.small()?;
+        let first = u16::try_from(end + u32::from(skipped)).map_err(|_| "extent outside its chunk")?;
+        let (blocks, block) = (self.small()?, self.small()?);
+        Ok(Extent { first, blocks, block, class: self.small()?, slot: self.small()? })
     }
 }
 

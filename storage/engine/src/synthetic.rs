@@ -89,6 +89,27 @@ fn update(number: u64, chunks: u64) -> Record {
     Record::Put { chunk: chunk(which), entry, runs, writers: vec![record] }
 }
 
+/// The part of a target's memory that grows with its chunks, as a checkpoint of so many chunks fills it.
+pub struct Memory(Index);
+
+impl Memory {
+    /// That of `chunks` chunks.
+    pub fn of(chunks: u64) -> Result<Self, &'static str> {
+        let (mut index, mut rows) = (Index::default(), Rows::default());
+        for number in 0..chunks {
+            rows.add(chunk(number), &Entry::new(content(number, 1, number), None, ChunkVersion::NONE));
+            if number % BATCH == BATCH - 1 || number == chunks - 1 {
+                index.load(crate::rows::decode(&rows.take())?);
+            }
+        }
+        Ok(Self(index))
+    }
+    /// Chunks that it knows.
+    pub fn chunks(&self) -> u64 {
+        self.0.len() as u64
+    }
+}
+
 /// Makes the target in `dir`. Its files are as long as they would be, with holes for what is never read.
 pub async fn create(rt: &Rt, queue: &DiskQueue, dir: &str, identity: &Identity, size: Size) -> Result<()> {
     drop(Engine::create(rt, queue, dir, identity, EngineConfig::default()).await?);
