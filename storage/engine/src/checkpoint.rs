@@ -271,7 +271,7 @@ impl Inner {
         self.write_generation(position).await
     }
 
-    /// Writes a checkpoint with the log behind it from `position` on, where nothing was frozen since.
+    /// Writes a checkpoint with the log behind it from `position` on: what came before is frozen.
     pub(crate) async fn write_generation(&self, position: (u64, u64)) -> Result<()> {
         let number = self.generations.borrow().next;
         self.generations.borrow_mut().next += 1;
