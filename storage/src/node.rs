@@ -3,6 +3,7 @@
 use crate::config::StorageConfig;
 use crate::error::StorageError;
 use crate::remove::Removals;
+use crate::resync::Resyncs;
 use crate::server::Door;
 use crate::slots::Slot;
 use crate::target::Target;
@@ -12,12 +13,9 @@ use ember_net::{Pool, Server, ServerIdentity, ServerOptions};
 use ember_rt::disk::DiskQueue;
 use ember_rt::net::Listener;
 use ember_rt::select::{Either, Either3, join_all, select, select3};
-use ember_rt::sync::Semaphore;
 use ember_rt::{Addr, Rt, watch};
-use ember_types::{
-    CapabilityKey, Chain, ClientId, Instant, LocalState, NodeId, PublicState, TargetId, TargetInfo,
-};
-use ember_wire::mgmtd::{SyncProgress, TargetOrder, TargetReport};
+use ember_types::{CapabilityKey, Chain, ClientId, LocalState, NodeId, PublicState, TargetId, TargetInfo};
+use ember_wire::mgmtd::{TargetOrder, TargetReport};
 use ember_wire::storage::DiskSpace;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
@@ -55,10 +53,7 @@ pub(crate) struct NodeContext {
     agent: OnceCell<NodeAgent>,
     no_lease: Lease,
     repairs: Cell<u64>,
-    /// When the next resync message may be sent.
-    resync_at: Cell<Instant>,
-    /// Held by the resync message that waits for that time.
-    resync_turn: Semaphore,
+    pub(crate) resyncs: Resyncs,
 }
 
 impl NodeContext {
@@ -78,22 +73,6 @@ impl NodeContext {
     /// Cluster time in milliseconds, 0 if unknown.
     pub(crate) fn cluster_ms(&self) -> u64 {
         self.routing.clock().earliest(self.rt.now()).map_or(0, |time| time.0)
-    }
-    /// Waits for a resync message's turn, and until so many bytes may be sent. One that isn't wanted any more when
-    /// its turn comes costs nothing: chains may change faster than messages are let through.
-    pub(crate) async fn pace_resync(&self, bytes: usize, wanted: impl Fn() -> bool) {
-        let rate = self.config.resync_bytes_per_s;
-        if rate == 0 {
-            return;
-        }
-        let Ok(_turn) = self.resync_turn.acquire().await else { return };
-        if !wanted() {
-            return;
-        }
-        let at = self.resync_at.get().max(self.rt.now());
-        let cost = Duration::from_nanos((bytes as u64).saturating_mul(1_000_000_000) / rate);
-        self.resync_at.set(at + cost);
-        self.rt.sleep_until(at).await;
     }
 }
 
@@ -282,6 +261,7 @@ impl Node {
             capacity_bytes: 0,
             wants_replacement: false,
             stopped: true,
+            no_room: false,
         };
         match self.slots.borrow().get(&info.id) {
             Some(Slot::Running(target)) => {
@@ -292,11 +272,8 @@ impl Node {
                 report.chain_version = replica.chain_version();
                 report.served_version = target.engine.chain_version();
                 report.trouble = target.trouble();
-                report.sync = replica.sync_status().map(|sync| SyncProgress {
-                    chunks_done: sync.done,
-                    chunks_total: sync.total,
-                    bytes_sent: sync.bytes,
-                });
+                report.sync = target.sync_progress();
+                report.no_room = target.has_no_room();
                 if let Ok(space) = target.engine.space() {
                     report.used_bytes = space.used;
                     report.free_bytes = space.available;
@@ -370,8 +347,7 @@ pub async fn run(
         agent: OnceCell::new(),
         no_lease: Lease::default(),
         repairs: Cell::new(0),
-        resync_at: Cell::default(),
-        resync_turn: Semaphore::new(1),
+        resyncs: Resyncs::new(disks.len()),
     });
     let node = Rc::new(Node {
         context: context.clone(),

@@ -135,6 +135,10 @@ pub struct TargetReport {
     /// It has been told under `chain_version` that it isn't serving, and won't serve before a higher one (R1).
     #[n(11)]
     pub stopped: bool,
+    /// Its disk is too full for what it lacks: it isn't to be brought up to date before it has room (R10).
+    #[n(12)]
+    #[cbor(default)]
+    pub no_room: bool,
 }
 
 /// How far a resync has come.
@@ -150,6 +154,13 @@ pub struct SyncProgress {
     /// Bytes sent.
     #[n(2)]
     pub bytes_sent: u64,
+    /// Bytes sent a second, of late.
+    #[n(3)]
+    #[cbor(default)]
+    pub bytes_per_s: u64,
+    /// Seconds until it is done, at the pace of late; absent if that can't be told.
+    #[n(4)]
+    pub eta_s: Option<u64>,
 }
 
 /// Renews the node's lease.

@@ -68,6 +68,8 @@ struct Resync {
     chunks_done: u64,
     chunks_total: u64,
     bytes_sent: u64,
+    bytes_per_s: u64,
+    eta_s: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -242,6 +244,8 @@ fn target_row(target: TargetStatus) -> TargetRow {
             chunks_done: s.chunks_done,
             chunks_total: s.chunks_total,
             bytes_sent: s.bytes_sent,
+            bytes_per_s: s.bytes_per_s,
+            eta_s: s.eta_s,
         }),
         trouble: target.trouble,
     }
@@ -295,9 +299,7 @@ fn print(report: &Report) {
     line(&nodes.to_string());
     let mut targets = table(&["target", "node", "gen", "public", "local", "used", "resync", "trouble"]);
     for target in &report.targets {
-        let resync = target.resync.as_ref().map_or(String::new(), |sync| {
-            format!("{}/{} chunks, {}", sync.chunks_done, sync.chunks_total, bytes(sync.bytes_sent))
-        });
+        let resync = target.resync.as_ref().map_or(String::new(), progress);
         targets.add_row([
             target.id.to_string(),
             target.node.to_string(),
@@ -323,6 +325,22 @@ fn print(report: &Report) {
     }
 }
 
+/// Progress of a resync, for people.
+fn progress(sync: &Resync) -> String {
+    let (sent, speed) = (bytes(sync.bytes_sent), bytes(sync.bytes_per_s));
+    let left = sync.eta_s.map_or(String::new(), |s| format!(", {} left", duration(s)));
+    format!("{}/{} chunks, {sent} at {speed}/s{left}", sync.chunks_done, sync.chunks_total)
+}
+
+/// A number of seconds for people.
+fn duration(seconds: u64) -> String {
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, m, s) => format!("{m} min {s} s"),
+        (h, m, _) => format!("{h} h {m} min"),
+    }
+}
+
 fn table(head: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
@@ -340,4 +358,23 @@ pub(crate) fn bytes(count: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_names_what_is_done_the_speed_and_the_time_left() {
+        let sync = |eta_s| Resync {
+            chunks_done: 5,
+            chunks_total: 20,
+            bytes_sent: 5 << 20,
+            bytes_per_s: 1 << 20,
+            eta_s,
+        };
+        assert_eq!(progress(&sync(Some(15))), "5/20 chunks, 5.0 MiB at 1.0 MiB/s, 15 s left");
+        assert_eq!(progress(&sync(None)), "5/20 chunks, 5.0 MiB at 1.0 MiB/s");
+        assert_eq!([duration(61), duration(7_260)], ["1 min 1 s", "2 h 1 min"]);
+    }
 }

@@ -211,6 +211,14 @@ pub struct SyncResponse {
     /// Version of the chain at the target.
     #[n(1)]
     pub chain_version: ChainVersion,
+    /// Bytes per second that the target's disk takes from this source without hurting its clients; 0 is no limit.
+    #[n(2)]
+    #[cbor(default)]
+    pub limit_bytes_per_s: u64,
+    /// The source is to pause for so long: the target measures how fast its clients are served meanwhile.
+    #[n(3)]
+    #[cbor(default)]
+    pub hold_ms: u32,
 }
 
 /// Asks for the last chunk of some data on one chain.
