@@ -258,7 +258,7 @@ impl Sim {
         }
     }
 
-    fn later(self: &Rc<Self>, target: TargetId, boot: u64, input: Input) {
+    fn input_soon(self: &Rc<Self>, target: TargetId, boot: u64, input: Input) {
         self.after(MS, move |own| own.input(target, boot, input));
     }
 
@@ -309,10 +309,10 @@ impl Sim {
                     Some(Input::Installed { chunk })
                 });
             }
-            Output::Repair { chunk, .. } => self.later(target, boot, Input::Repaired { chunk }),
+            Output::Repair { chunk, .. } => self.input_soon(target, boot, Input::Repaired { chunk }),
             Output::Send { id, to, message } => self.send_message(target, boot, id, to, message),
             Output::FetchPage { id, to, after } => self.fetch_page(target, boot, id, to, after),
-            Output::SyncTurn { chunk } => self.later(target, boot, Input::SyncTurn { chunk }),
+            Output::SyncTurn { chunk } => self.input_soon(target, boot, Input::SyncTurn { chunk }),
             Output::Reply { token, status, version, .. } => {
                 self.answer(target, token, status, version, Vec::new());
             }
