@@ -127,6 +127,7 @@ impl Fake {
                 wants_replacement: false,
                 stopped: false,
                 no_room: false,
+                scrub: None,
             };
             let mut reports = self.reports.borrow_mut();
             let known = reports.entry(target.id).or_insert_with(|| fresh.clone());

@@ -14,10 +14,12 @@
 mod config;
 mod convert;
 mod error;
+mod late;
 mod node;
 mod pace;
 mod peers;
 mod remove;
+mod repair;
 mod resync;
 mod scrub;
 mod server;

@@ -2,6 +2,7 @@
 
 use crate::config::StorageConfig;
 use crate::error::StorageError;
+use crate::late::LateDisk;
 use crate::remove::Removals;
 use crate::resync::Resyncs;
 use crate::server::Door;
@@ -13,11 +14,12 @@ use ember_net::{Pool, Server, ServerIdentity, ServerOptions};
 use ember_rt::disk::DiskQueue;
 use ember_rt::net::Listener;
 use ember_rt::select::{Either, Either3, join_all, select, select3};
+use ember_rt::sync::Notify;
 use ember_rt::{Addr, Rt, watch};
 use ember_types::{CapabilityKey, Chain, ClientId, LocalState, NodeId, PublicState, TargetId, TargetInfo};
 use ember_wire::mgmtd::{TargetOrder, TargetReport};
 use ember_wire::storage::DiskSpace;
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
@@ -52,7 +54,6 @@ pub(crate) struct NodeContext {
     pub(crate) pool: Pool,
     agent: OnceCell<NodeAgent>,
     no_lease: Lease,
-    repairs: Cell<u64>,
     pub(crate) resyncs: Resyncs,
 }
 
@@ -66,9 +67,6 @@ impl NodeContext {
         if let Some(agent) = self.agent.get() {
             agent.nudge();
         }
-    }
-    pub(crate) fn count_repair(&self) {
-        self.repairs.set(self.repairs.get() + 1);
     }
     /// Cluster time in milliseconds, 0 if unknown.
     pub(crate) fn cluster_ms(&self) -> u64 {
@@ -85,6 +83,8 @@ pub(crate) struct Node {
     pub(crate) disks: Vec<DiskQueue>,
     pub(crate) slots: RefCell<BTreeMap<TargetId, Slot>>,
     pub(crate) removals: Removals,
+    /// Somebody asked for a scrub.
+    pub(crate) scrub_wanted: Notify,
 }
 
 impl Node {
@@ -186,6 +186,10 @@ impl Node {
             for target in self.running() {
                 target.look_at_space();
                 let engine = &target.engine;
+                if engine.failure().is_none() {
+                    // It says so itself if it stops.
+                    let _ = engine.check_names();
+                }
                 if ended != forgotten {
                     engine.forget_clients(&ended);
                 }
@@ -262,6 +266,7 @@ impl Node {
             wants_replacement: false,
             stopped: true,
             no_room: false,
+            scrub: None,
         };
         match self.slots.borrow().get(&info.id) {
             Some(Slot::Running(target)) => {
@@ -272,6 +277,7 @@ impl Node {
                 report.chain_version = replica.chain_version();
                 report.served_version = target.engine.chain_version();
                 report.trouble = target.trouble();
+                report.scrub = Some(target.scrub_progress());
                 report.sync = target.sync_progress();
                 report.no_room = target.has_no_room();
                 if let Ok(space) = target.engine.space() {
@@ -306,11 +312,10 @@ fn open_disks(rt: &Rt, config: &StorageConfig) -> Result<Vec<DiskQueue>, Storage
         return Err(StorageError::Config { name: "disks", what });
     }
     let open = |path: &String| {
-        let disk = rt.disks().open(Path::new(path));
-        disk.map(|disk| DiskQueue::start(rt, disk, config.disk_depth.max(1)))
-            .map_err(|source| StorageError::Disk { path: path.clone(), source })
+        let disk = Box::new(LateDisk::new(rt, Path::new(path).to_owned()));
+        DiskQueue::start(rt, disk, config.disk_depth.max(1))
     };
-    config.disks.iter().map(open).collect()
+    Ok(config.disks.iter().map(open).collect())
 }
 
 fn listen(rt: &Rt, config: &StorageConfig) -> Result<Vec<Box<dyn Listener>>, StorageError> {
@@ -346,7 +351,6 @@ pub async fn run(
         pool,
         agent: OnceCell::new(),
         no_lease: Lease::default(),
-        repairs: Cell::new(0),
         resyncs: Resyncs::new(disks.len()),
     });
     let node = Rc::new(Node {
@@ -357,6 +361,7 @@ pub async fn run(
         disks,
         slots: RefCell::default(),
         removals: Removals::default(),
+        scrub_wanted: Notify::new(),
     });
     if let Either::Left(()) = select(ended(shutdown.clone()), routing.ready()).await {
         return Ok(());
@@ -368,7 +373,9 @@ pub async fn run(
     let _ = context.agent.set(agent);
     rt.spawn("follow routing", node.clone().follow(shutdown.clone()));
     rt.spawn("upkeep", node.clone().upkeep(shutdown.clone()));
-    rt.spawn("scrub", crate::scrub::run(node.clone(), shutdown.clone()));
+    for disk in 0..node.disks.len() as u32 {
+        rt.spawn("scrub", crate::scrub::run(node.clone(), disk, shutdown.clone()));
+    }
     let options = ServerOptions { connections_max, ..ServerOptions::default() };
     let server = Server::new(server, Rc::new(Door(node.clone())), options);
     let serving = listeners.into_iter().map(|l| server.clone().serve(&rt, l, shutdown.clone()));

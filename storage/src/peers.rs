@@ -1,6 +1,6 @@
 //! What a target says to other replicas and to mgmtd.
 
-use crate::convert::{content_of, craq_summary, kind_of, summary_of, to_wire};
+use crate::convert::{craq_summary, kind_of, summary_of, to_wire};
 use crate::resync::extra_time;
 use crate::target::{Bytes, Missing, Target};
 use ember_craq::{Address, Answer, Content, Failure, Input, Message, Page, SyncItem};
@@ -282,32 +282,12 @@ impl Target {
         same.then_some(read.data)
     }
 
-    /// Fetches the bytes of a version from another replica and rewrites them here (R14). What no replica has
-    /// stays as it is: readers get an error.
-    pub(crate) async fn repair(self: &Rc<Self>, chunk: ChunkId, version: ChunkVersion) {
-        let Some(state) = self.engine.state(chunk) else { return };
-        let Some(own) = state.committed.filter(|own| own.version == version && !own.removed) else { return };
-        let what = content_of(&own);
-        if let Some((data, from)) = self.fetch(chunk, &what).await {
-            let committed = Some(InstallContent { state: ContentState { lost: false, ..own }, data });
-            let install = Install { committed, pending: None, writers: state.writers.clone() };
-            match self.engine.install(chunk, install).await {
-                Ok(()) => {
-                    self.node.count_repair();
-                    tracing::warn!(target = %self.id, %chunk, %from, "repaired a chunk");
-                }
-                Err(error) => tracing::error!(target = %self.id, %chunk, %error, "a chunk is not repaired"),
-            }
-            return;
-        }
-        if own.lost {
-            return tracing::debug!(target = %self.id, %chunk, ?what, "a lost chunk has not turned up");
-        }
-        tracing::error!(target = %self.id, %chunk, ?what, "no other replica has the bytes of a damaged chunk");
-    }
-
     /// The bytes of exactly this content from another replica, committed or pending there, and which one it was.
-    async fn fetch(self: &Rc<Self>, chunk: ChunkId, content: &Content) -> Option<(SharedBuf, TargetId)> {
+    pub(crate) async fn fetch(
+        self: &Rc<Self>,
+        chunk: ChunkId,
+        content: &Content,
+    ) -> Option<(SharedBuf, TargetId)> {
         let chain = self.replica().chain().cloned()?;
         // A member that doesn't serve may have them too: version and checksum say that they are the right ones.
         let others = || chain.targets.iter().filter(|member| member.target != self.id);

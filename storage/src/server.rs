@@ -63,6 +63,7 @@ impl Node {
             Method::RemoveData => self.remove_data(peer, &request).await,
             Method::StorageSpace => self.storage_space(&request),
             Method::ReadReplica => self.read_replica(peer, &request).await,
+            Method::ScrubTarget => admins_only(peer).and_then(|()| self.scrub_target(&request)),
             method => Err(Response::not_supported(method)),
         }
     }
@@ -285,7 +286,7 @@ impl Node {
     }
 
     /// The target, if it is exactly the replica that is asked; chain version 0 asks whatever the version.
-    fn replica(&self, to: &wire::Address) -> Option<Rc<Target>> {
+    pub(crate) fn replica(&self, to: &wire::Address) -> Option<Rc<Target>> {
         let target = self.target(to.target)?;
         let own = target.replica().identity();
         let version = target.replica().chain_version();

@@ -5,6 +5,7 @@ use crate::convert::{chunk_state, failure_of, update_of};
 use crate::node::NodeContext;
 use crate::pace::Kind;
 use crate::resync::Resync;
+use crate::scrub::Scrub;
 use ember_craq::{Answer, Content, Failure, Input, Output, Payload, Replica, Token, View};
 use ember_engine::{Engine, EngineError, Prepare, Prepared, Which};
 use ember_rt::SharedBuf;
@@ -53,6 +54,9 @@ pub(crate) struct Target {
     told_space: Cell<Option<(bool, bool)>>,
     trouble: RefCell<String>,
     pub(crate) resync: Resync,
+    pub(crate) scrub: Scrub,
+    /// Chunks repaired since it was opened.
+    pub(crate) repairs: Cell<u64>,
 }
 
 /// The engine's memory, as the replica wants it.
@@ -93,6 +97,8 @@ impl Target {
             told_space: Cell::default(),
             trouble: RefCell::default(),
             resync: Resync::default(),
+            scrub: Scrub::default(),
+            repairs: Cell::new(0),
         })
     }
 

@@ -1,6 +1,7 @@
 //! `ember status`: health with named checks, nodes, targets, chains.
 
 use crate::cluster::Cluster;
+use crate::commands::scrub::Scrubbed;
 use crate::commands::wait::mount_answers;
 use crate::daemons::admin_client::AdminClient;
 use crate::health::{self, Check, Level, Local};
@@ -60,6 +61,7 @@ struct TargetRow {
     free_bytes: u64,
     capacity_bytes: u64,
     resync: Option<Resync>,
+    scrub: Option<Scrubbed>,
     trouble: String,
 }
 
@@ -191,7 +193,8 @@ fn gather(dir: &DataDir, cluster: &Cluster, status: Result<ClusterStatus>) -> Re
     if let Some(status) = status {
         report.nodes.extend(status.nodes.into_iter().map(node_row));
         report.capacity = capacity(&status.targets, cluster.replicas);
-        report.targets.extend(status.targets.into_iter().map(target_row));
+        let now = status.cluster_time.0;
+        report.targets.extend(status.targets.into_iter().map(|target| target_row(target, now)));
         report.chains.extend(status.chains.iter().map(|chain| ChainRow {
             id: chain.id.0,
             version: chain.version.0,
@@ -228,7 +231,7 @@ fn node_row(node: NodeStatus) -> NodeRow {
     }
 }
 
-fn target_row(target: TargetStatus) -> TargetRow {
+fn target_row(target: TargetStatus, now_ms: u64) -> TargetRow {
     let TargetId(id) = target.id;
     TargetRow {
         id,
@@ -247,6 +250,7 @@ fn target_row(target: TargetStatus) -> TargetRow {
             bytes_per_s: s.bytes_per_s,
             eta_s: s.eta_s,
         }),
+        scrub: target.scrub.map(|scrub| Scrubbed::new(&scrub, now_ms)),
         trouble: target.trouble,
     }
 }
@@ -297,7 +301,8 @@ fn print(report: &Report) {
         ]);
     }
     line(&nodes.to_string());
-    let mut targets = table(&["target", "node", "gen", "public", "local", "used", "resync", "trouble"]);
+    let mut targets =
+        table(&["target", "node", "gen", "public", "local", "used", "resync", "scrub", "trouble"]);
     for target in &report.targets {
         let resync = target.resync.as_ref().map_or(String::new(), progress);
         targets.add_row([
@@ -308,6 +313,7 @@ fn print(report: &Report) {
             format!("{:?}", target.local_state).to_lowercase(),
             bytes(target.used_bytes),
             resync,
+            target.scrub.as_ref().map_or(String::new(), Scrubbed::cell),
             target.trouble.clone(),
         ]);
     }

@@ -73,6 +73,7 @@ fn report(target: u64, version: u64, state: LocalState) -> TargetReport {
         wants_replacement: false,
         stopped: false,
         no_room: false,
+        scrub: None,
     }
 }
 
