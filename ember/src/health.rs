@@ -2,13 +2,17 @@
 
 use crate::cluster::Cluster;
 use ember_types::{Chain, NodeKind, PublicState};
-use ember_wire::admin::ClusterStatus;
+use ember_wire::admin::{ClusterStatus, TargetStatus};
+use ember_wire::mgmtd::SyncProgress;
 use serde::Serialize;
 
 /// Share of a disk below which free space is a warning, in percent.
 const FREE_WARN_PERCENT: u64 = 10;
 /// Share of a disk below which free space is an error, in percent.
 const FREE_ERR_PERCENT: u64 = 3;
+
+/// How the trouble of a target begins whose disk is too full for what it lacks.
+const NO_SPACE: &str = "no space";
 
 /// How bad it is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -151,11 +155,30 @@ fn chains(status: &ClusterStatus, local: &Local) -> Vec<Check> {
 
 fn targets(status: &ClusterStatus, local: &Local) -> Vec<Check> {
     let troubled = status.targets.iter().filter(|target| !target.trouble.is_empty());
-    let remedy =
-        |id| format!("`ember target replace {id} --data {}` fills it anew from its replicas", local.data);
+    let remedy = |target: &TargetStatus| match target.trouble.starts_with(NO_SPACE) {
+        true => "delete files, or give the disk more room: it is brought up to date then".to_owned(),
+        false => {
+            let (id, data) = (target.id, &local.data);
+            format!("`ember target replace {id} --data {data}` fills it anew from its replicas")
+        }
+    };
     troubled
-        .map(|t| check("targets", Level::Warn, format!("target {}: {}", t.id, t.trouble), remedy(t.id)))
+        .map(|t| check("targets", Level::Warn, format!("target {}: {}", t.id, t.trouble), remedy(t)))
+        .chain(resyncs(status))
         .collect()
+}
+
+/// One row for everything that is being brought up to date: how far, how fast, how long still.
+fn resyncs(status: &ClusterStatus) -> Option<Check> {
+    let running: Vec<&SyncProgress> = status.targets.iter().filter_map(|t| t.sync.as_ref()).collect();
+    let sum = |pick: fn(&SyncProgress) -> u64| running.iter().map(|s| pick(s)).sum::<u64>();
+    let (done, total) = (sum(|s| s.chunks_done), sum(|s| s.chunks_total));
+    let speed = sum(|s| s.bytes_per_s) as f64 / f64::from(1 << 20);
+    // They run side by side: the slowest is the last.
+    let left = running.iter().map(|s| s.eta_s).max().flatten();
+    let left = left.map_or(String::new(), |seconds| format!(", about {seconds} s left"));
+    let text = format!("{} targets: {done} of {total} chunks, {speed:.0} MiB/s{left}", running.len());
+    (!running.is_empty()).then(|| check("resync", Level::Note, text, ""))
 }
 
 fn space(status: &ClusterStatus) -> Vec<Check> {

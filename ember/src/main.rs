@@ -175,6 +175,29 @@ enum TargetCommand {
         /// Number of the target.
         target: u64,
     },
+    /// Print where the bytes of a target's chunks lie: file, offset, length, chunk.
+    #[command(hide = true)]
+    Map {
+        #[command(flatten)]
+        data: Data,
+        /// Number of the target.
+        target: u64,
+    },
+    /// Have targets read and checked now, and what is damaged repaired; `ember status` shows how far it is. With
+    /// `--wait` exit code 0 if all is sound or repaired.
+    Scrub {
+        #[command(flatten)]
+        data: Data,
+        /// Number of the target.
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        target: Option<u64>,
+        /// Every target.
+        #[arg(long)]
+        all: bool,
+        /// Return when it is done, and say what was found.
+        #[arg(long)]
+        wait: bool,
+    },
     /// Fill a target anew from the other replicas: its old content counts as lost.
     Replace {
         #[command(flatten)]
@@ -242,6 +265,10 @@ fn run(command: Command) -> anyhow::Result<u8> {
             commands::target::verify_replicas(&data.dir()?)
         }
         Command::Target(TargetCommand::Fsck { data, target }) => commands::target::fsck(&data.dir()?, target),
+        Command::Target(TargetCommand::Map { data, target }) => commands::target::map(&data.dir()?, target),
+        Command::Target(TargetCommand::Scrub { data, target, wait, .. }) => {
+            commands::scrub::run(&data.dir()?, target, wait)
+        }
         Command::Target(TargetCommand::Replace { data, target }) => {
             commands::target::replace(&data.dir()?, target)
         }

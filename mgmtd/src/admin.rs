@@ -167,6 +167,7 @@ fn target_status(primary: &Primary) -> Vec<TargetStatus> {
             sync: chain.and_then(|c| state.sync_progress(c, info.id)),
             trouble: report.map_or_else(String::new, |r| r.trouble.clone()),
             capacity_bytes: report.map_or(0, |r| r.capacity_bytes),
+            scrub: report.and_then(|r| r.scrub),
         }
     });
     targets.collect()

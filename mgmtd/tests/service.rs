@@ -126,6 +126,8 @@ impl Fake {
                 capacity_bytes: 100,
                 wants_replacement: false,
                 stopped: false,
+                no_room: false,
+                scrub: None,
             };
             let mut reports = self.reports.borrow_mut();
             let known = reports.entry(target.id).or_insert_with(|| fresh.clone());

@@ -24,7 +24,8 @@ ember_types::config! {
         pub scrub_period_s: u64 = 7 * 24 * 3600,
         /// Bytes per second that the scrub reads at most, on each disk.
         pub scrub_bytes_per_s: u64 = 32 << 20,
-        /// Bytes per second that each resync sends at most; 0 is no limit.
+        /// Bytes per second that the resyncs of this node send at most, all together; 0 is no limit but what the
+        /// requests of clients leave.
         pub resync_bytes_per_s: u64 = 0,
         /// Connections at once.
         pub connections_max: usize = 4096,

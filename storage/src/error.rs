@@ -19,12 +19,4 @@ pub enum StorageError {
         /// What is wrong with it.
         what: String,
     },
-    /// A disk can't be used at all.
-    #[error("disk {path}: {source}")]
-    Disk {
-        /// Its directory.
-        path: String,
-        /// Why.
-        source: std::io::Error,
-    },
 }

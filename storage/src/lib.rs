@@ -14,9 +14,13 @@
 mod config;
 mod convert;
 mod error;
+mod late;
 mod node;
+mod pace;
 mod peers;
 mod remove;
+mod repair;
+mod resync;
 mod scrub;
 mod server;
 mod slots;

@@ -2,7 +2,9 @@
 
 use crate::config::StorageConfig;
 use crate::error::StorageError;
+use crate::late::LateDisk;
 use crate::remove::Removals;
+use crate::resync::Resyncs;
 use crate::server::Door;
 use crate::slots::Slot;
 use crate::target::Target;
@@ -12,14 +14,12 @@ use ember_net::{Pool, Server, ServerIdentity, ServerOptions};
 use ember_rt::disk::DiskQueue;
 use ember_rt::net::Listener;
 use ember_rt::select::{Either, Either3, join_all, select, select3};
-use ember_rt::sync::Semaphore;
+use ember_rt::sync::Notify;
 use ember_rt::{Addr, Rt, watch};
-use ember_types::{
-    CapabilityKey, Chain, ClientId, Instant, LocalState, NodeId, PublicState, TargetId, TargetInfo,
-};
-use ember_wire::mgmtd::{SyncProgress, TargetOrder, TargetReport};
+use ember_types::{CapabilityKey, Chain, ClientId, LocalState, NodeId, PublicState, TargetId, TargetInfo};
+use ember_wire::mgmtd::{TargetOrder, TargetReport};
 use ember_wire::storage::DiskSpace;
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
@@ -54,11 +54,7 @@ pub(crate) struct NodeContext {
     pub(crate) pool: Pool,
     agent: OnceCell<NodeAgent>,
     no_lease: Lease,
-    repairs: Cell<u64>,
-    /// When the next resync message may be sent.
-    resync_at: Cell<Instant>,
-    /// Held by the resync message that waits for that time.
-    resync_turn: Semaphore,
+    pub(crate) resyncs: Resyncs,
 }
 
 impl NodeContext {
@@ -72,28 +68,9 @@ impl NodeContext {
             agent.nudge();
         }
     }
-    pub(crate) fn count_repair(&self) {
-        self.repairs.set(self.repairs.get() + 1);
-    }
     /// Cluster time in milliseconds, 0 if unknown.
     pub(crate) fn cluster_ms(&self) -> u64 {
         self.routing.clock().earliest(self.rt.now()).map_or(0, |time| time.0)
-    }
-    /// Waits for a resync message's turn, and until so many bytes may be sent. One that isn't wanted any more when
-    /// its turn comes costs nothing: chains may change faster than messages are let through.
-    pub(crate) async fn pace_resync(&self, bytes: usize, wanted: impl Fn() -> bool) {
-        let rate = self.config.resync_bytes_per_s;
-        if rate == 0 {
-            return;
-        }
-        let Ok(_turn) = self.resync_turn.acquire().await else { return };
-        if !wanted() {
-            return;
-        }
-        let at = self.resync_at.get().max(self.rt.now());
-        let cost = Duration::from_nanos((bytes as u64).saturating_mul(1_000_000_000) / rate);
-        self.resync_at.set(at + cost);
-        self.rt.sleep_until(at).await;
     }
 }
 
@@ -106,6 +83,8 @@ pub(crate) struct Node {
     pub(crate) disks: Vec<DiskQueue>,
     pub(crate) slots: RefCell<BTreeMap<TargetId, Slot>>,
     pub(crate) removals: Removals,
+    /// Somebody asked for a scrub.
+    pub(crate) scrub_wanted: Notify,
 }
 
 impl Node {
@@ -207,6 +186,10 @@ impl Node {
             for target in self.running() {
                 target.look_at_space();
                 let engine = &target.engine;
+                if engine.failure().is_none() {
+                    // It says so itself if it stops.
+                    let _ = engine.check_names();
+                }
                 if ended != forgotten {
                     engine.forget_clients(&ended);
                 }
@@ -282,6 +265,8 @@ impl Node {
             capacity_bytes: 0,
             wants_replacement: false,
             stopped: true,
+            no_room: false,
+            scrub: None,
         };
         match self.slots.borrow().get(&info.id) {
             Some(Slot::Running(target)) => {
@@ -292,11 +277,9 @@ impl Node {
                 report.chain_version = replica.chain_version();
                 report.served_version = target.engine.chain_version();
                 report.trouble = target.trouble();
-                report.sync = replica.sync_status().map(|sync| SyncProgress {
-                    chunks_done: sync.done,
-                    chunks_total: sync.total,
-                    bytes_sent: sync.bytes,
-                });
+                report.scrub = Some(target.scrub_progress());
+                report.sync = target.sync_progress();
+                report.no_room = target.has_no_room();
                 if let Ok(space) = target.engine.space() {
                     report.used_bytes = space.used;
                     report.free_bytes = space.available;
@@ -329,11 +312,10 @@ fn open_disks(rt: &Rt, config: &StorageConfig) -> Result<Vec<DiskQueue>, Storage
         return Err(StorageError::Config { name: "disks", what });
     }
     let open = |path: &String| {
-        let disk = rt.disks().open(Path::new(path));
-        disk.map(|disk| DiskQueue::start(rt, disk, config.disk_depth.max(1)))
-            .map_err(|source| StorageError::Disk { path: path.clone(), source })
+        let disk = Box::new(LateDisk::new(rt, Path::new(path).to_owned()));
+        DiskQueue::start(rt, disk, config.disk_depth.max(1))
     };
-    config.disks.iter().map(open).collect()
+    Ok(config.disks.iter().map(open).collect())
 }
 
 fn listen(rt: &Rt, config: &StorageConfig) -> Result<Vec<Box<dyn Listener>>, StorageError> {
@@ -369,9 +351,7 @@ pub async fn run(
         pool,
         agent: OnceCell::new(),
         no_lease: Lease::default(),
-        repairs: Cell::new(0),
-        resync_at: Cell::default(),
-        resync_turn: Semaphore::new(1),
+        resyncs: Resyncs::new(disks.len()),
     });
     let node = Rc::new(Node {
         context: context.clone(),
@@ -381,6 +361,7 @@ pub async fn run(
         disks,
         slots: RefCell::default(),
         removals: Removals::default(),
+        scrub_wanted: Notify::new(),
     });
     if let Either::Left(()) = select(ended(shutdown.clone()), routing.ready()).await {
         return Ok(());
@@ -392,7 +373,9 @@ pub async fn run(
     let _ = context.agent.set(agent);
     rt.spawn("follow routing", node.clone().follow(shutdown.clone()));
     rt.spawn("upkeep", node.clone().upkeep(shutdown.clone()));
-    rt.spawn("scrub", crate::scrub::run(node.clone(), shutdown.clone()));
+    for disk in 0..node.disks.len() as u32 {
+        rt.spawn("scrub", crate::scrub::run(node.clone(), disk, shutdown.clone()));
+    }
     let options = ServerOptions { connections_max, ..ServerOptions::default() };
     let server = Server::new(server, Rc::new(Door(node.clone())), options);
     let serving = listeners.into_iter().map(|l| server.clone().serve(&rt, l, shutdown.clone()));

@@ -1,6 +1,7 @@
 //! What a target says to other replicas and to mgmtd.
 
-use crate::convert::{content_of, craq_summary, kind_of, summary_of, to_wire};
+use crate::convert::{craq_summary, kind_of, summary_of, to_wire};
+use crate::resync::extra_time;
 use crate::target::{Bytes, Missing, Target};
 use ember_craq::{Address, Answer, Content, Failure, Input, Message, Page, SyncItem};
 use ember_engine::{ContentState, EngineError, Install, InstallContent, Which};
@@ -113,9 +114,11 @@ impl Target {
             epoch,
         };
         let mut data = SharedBuf::default();
+        let mut turn = None;
         if let SyncItem::Chunk { chunk, content, writers } = item {
             request.done = false;
             request.writers = writers;
+            turn = self.use_turn(chunk, content.length as usize).await;
             if !content.is_absent() {
                 match self.read_or_repair(chunk, content.version).await {
                     Some(read) => (data, request.checksums) = read,
@@ -129,13 +132,16 @@ impl Target {
             request.state.removed = content.removed;
             request.state.length = content.length;
             request.state.checksum = content.checksum;
-            let current = || self.replica().chain_version() == to.chain_version;
-            self.node.pace_resync(data.len(), current).await;
-            if !current() {
-                return None;
-            }
         }
-        let answer = self.call::<SyncChunk>(to, &request, data, 0).await?.0;
+        let node = self.node.routing.view().targets.get(&to.target)?.node;
+        let _message = self.node.resyncs.message(node).await;
+        if self.replica().chain_version() != to.chain_version {
+            return None;
+        }
+        let within = extra_time(data.len());
+        let answer = self.call_within::<SyncChunk>(to, &request, data, 0, within).await?.0;
+        drop(turn);
+        self.heed(&answer);
         Some(reply(answer.status, request.state.committed, answer.chain_version))
     }
 
@@ -147,7 +153,7 @@ impl Target {
     ) -> Option<(SharedBuf, Vec<u32>)> {
         let which = Which::Exact(version);
         for repaired in [false, true] {
-            match self.engine.read(chunk, which, 0, u32::MAX, Priority::Resync).await {
+            match self.read_to_send(chunk, which).await {
                 Ok(read) => return Some((read.data, read.checksums)),
                 Err(error) if repaired || matches!(error, EngineError::NotFound(_)) => return None,
                 Err(error) => {
@@ -172,10 +178,22 @@ impl Target {
         payload: SharedBuf,
         expect: usize,
     ) -> Option<(R::Response, SharedBuf)> {
+        self.call_within::<R>(to, request, payload, expect, Duration::ZERO).await
+    }
+
+    /// The same with so much more time than usual.
+    async fn call_within<R: Rpc>(
+        &self,
+        to: &Address,
+        request: &R::Request,
+        payload: SharedBuf,
+        expect: usize,
+        extra: Duration,
+    ) -> Option<(R::Response, SharedBuf)> {
         let view = self.node.routing.view();
         let node = view.node_of(to.target)?;
         let addrs: Vec<Addr> = node.addresses.iter().filter_map(|addr| addr.parse().ok()).collect();
-        let until = self.node.rt.now() + Duration::from_millis(self.node.config.forward_timeout_ms);
+        let until = self.node.rt.now() + Duration::from_millis(self.node.config.forward_timeout_ms) + extra;
         let chain = view.chains.get(&to.chain);
         let position = chain.and_then(|c| c.targets.iter().position(|t| t.target == to.target)).unwrap_or(0);
         let options = CallOptions { position: u8::try_from(position).unwrap_or(u8::MAX), expect };
@@ -244,6 +262,10 @@ impl Target {
         }
         match self.engine.install(chunk, install).await {
             Ok(()) => Input::Installed { chunk },
+            Err(error @ EngineError::NoSpace { .. }) => {
+                self.had_no_room();
+                Input::Failed { chunk, failure: crate::convert::failure_of(&error) }
+            }
             Err(error) => {
                 tracing::error!(target = %self.id, %chunk, %error, "a chunk is not installed");
                 Input::Failed { chunk, failure: crate::convert::failure_of(&error) }
@@ -260,32 +282,12 @@ impl Target {
         same.then_some(read.data)
     }
 
-    /// Fetches the bytes of a version from another replica and rewrites them here (R14). What no replica has
-    /// stays as it is: readers get an error.
-    pub(crate) async fn repair(self: &Rc<Self>, chunk: ChunkId, version: ChunkVersion) {
-        let Some(state) = self.engine.state(chunk) else { return };
-        let Some(own) = state.committed.filter(|own| own.version == version && !own.removed) else { return };
-        let what = content_of(&own);
-        if let Some((data, from)) = self.fetch(chunk, &what).await {
-            let committed = Some(InstallContent { state: ContentState { lost: false, ..own }, data });
-            let install = Install { committed, pending: None, writers: state.writers.clone() };
-            match self.engine.install(chunk, install).await {
-                Ok(()) => {
-                    self.node.count_repair();
-                    tracing::warn!(target = %self.id, %chunk, %from, "repaired a chunk");
-                }
-                Err(error) => tracing::error!(target = %self.id, %chunk, %error, "a chunk is not repaired"),
-            }
-            return;
-        }
-        if own.lost {
-            return tracing::debug!(target = %self.id, %chunk, ?what, "a lost chunk has not turned up");
-        }
-        tracing::error!(target = %self.id, %chunk, ?what, "no other replica has the bytes of a damaged chunk");
-    }
-
     /// The bytes of exactly this content from another replica, committed or pending there, and which one it was.
-    async fn fetch(self: &Rc<Self>, chunk: ChunkId, content: &Content) -> Option<(SharedBuf, TargetId)> {
+    pub(crate) async fn fetch(
+        self: &Rc<Self>,
+        chunk: ChunkId,
+        content: &Content,
+    ) -> Option<(SharedBuf, TargetId)> {
         let chain = self.replica().chain().cloned()?;
         // A member that doesn't serve may have them too: version and checksum say that they are the right ones.
         let others = || chain.targets.iter().filter(|member| member.target != self.id);

@@ -2,6 +2,7 @@
 
 use crate::convert::{change_of, forward_of, summary_of, to_craq};
 use crate::node::Node;
+use crate::pace::Kind;
 use crate::target::{Outcome, Target};
 use ember_craq::{Content, Input, SyncItem};
 use ember_engine::{EngineError, Which};
@@ -62,6 +63,7 @@ impl Node {
             Method::RemoveData => self.remove_data(peer, &request).await,
             Method::StorageSpace => self.storage_space(&request),
             Method::ReadReplica => self.read_replica(peer, &request).await,
+            Method::ScrubTarget => admins_only(peer).and_then(|()| self.scrub_target(&request)),
             method => Err(Response::not_supported(method)),
         }
     }
@@ -126,6 +128,7 @@ impl Node {
             };
             match fetch(&target, &read, content).await {
                 Ok(Some((body, payload))) => {
+                    target.served(Kind::Read, payload.len(), request.received);
                     return Ok(Response::with_payload::<rpc::ReadChunk>(&body, payload));
                 }
                 Ok(None) => {}
@@ -283,7 +286,7 @@ impl Node {
     }
 
     /// The target, if it is exactly the replica that is asked; chain version 0 asks whatever the version.
-    fn replica(&self, to: &wire::Address) -> Option<Rc<Target>> {
+    pub(crate) fn replica(&self, to: &wire::Address) -> Option<Rc<Target>> {
         let target = self.target(to.target)?;
         let own = target.replica().identity();
         let version = target.replica().chain_version();
@@ -296,7 +299,9 @@ impl Node {
         nodes_only(peer)?;
         let sync = request.decode::<rpc::SyncChunk>()?;
         let answer = |status, chain_version| {
-            Ok(Response::ok::<rpc::SyncChunk>(&wire::SyncResponse { status, chain_version }))
+            let (limit_bytes_per_s, hold_ms) = self.resync_advice(sync.to.target);
+            let body = wire::SyncResponse { status, chain_version, limit_bytes_per_s, hold_ms };
+            Ok(Response::ok::<rpc::SyncChunk>(&body))
         };
         let payload = SharedBuf::from(request.payload);
         if !Target::payload_is_whole(&payload, &sync.checksums) {
@@ -322,6 +327,7 @@ impl Node {
             SyncItem::Chunk { chunk: sync.state.chunk, content, writers: sync.writers }
         };
         let (to, from, epoch) = (to_craq(&sync.to), sync.from, sync.epoch);
+        let _busy = target.arrived(payload.len());
         let asked = target.ask(payload, sync.checksums, |token| Input::Sync { token, to, from, epoch, item });
         let (status, _) = reply_of(asked.await);
         answer(status, target.replica().chain_version())

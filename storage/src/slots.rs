@@ -46,6 +46,8 @@ const UNREADABLE: [i32; 3] = [5, 61, 84];
 fn is_damage(error: &EngineError) -> bool {
     match error {
         EngineError::Corrupt { .. } => true,
+        // It is kept where it is, and belongs to nobody here.
+        error if error.is_anothers() => true,
         EngineError::Io { operation: "read", source, .. } => {
             source.raw_os_error().is_some_and(|code| UNREADABLE.contains(&code))
         }

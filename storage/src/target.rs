@@ -3,6 +3,9 @@
 
 use crate::convert::{chunk_state, failure_of, update_of};
 use crate::node::NodeContext;
+use crate::pace::Kind;
+use crate::resync::Resync;
+use crate::scrub::Scrub;
 use ember_craq::{Answer, Content, Failure, Input, Output, Payload, Replica, Token, View};
 use ember_engine::{Engine, EngineError, Prepare, Prepared, Which};
 use ember_rt::SharedBuf;
@@ -50,6 +53,10 @@ pub(crate) struct Target {
     held: Cell<ChainVersion>,
     told_space: Cell<Option<(bool, bool)>>,
     trouble: RefCell<String>,
+    pub(crate) resync: Resync,
+    pub(crate) scrub: Scrub,
+    /// Chunks repaired since it was opened.
+    pub(crate) repairs: Cell<u64>,
 }
 
 /// The engine's memory, as the replica wants it.
@@ -89,6 +96,9 @@ impl Target {
             held: Cell::default(),
             told_space: Cell::default(),
             trouble: RefCell::default(),
+            resync: Resync::default(),
+            scrub: Scrub::default(),
+            repairs: Cell::new(0),
         })
     }
 
@@ -98,7 +108,8 @@ impl Target {
     }
     /// What is wrong with the target; empty if nothing is.
     pub(crate) fn trouble(&self) -> String {
-        self.engine.failure().unwrap_or_else(|| self.trouble.borrow().clone())
+        let known = self.engine.failure().unwrap_or_else(|| self.trouble.borrow().clone());
+        self.lacks_room().filter(|_| known.is_empty()).unwrap_or(known)
     }
 
     /// Tells the replica what happened and starts what it wants done.
@@ -150,6 +161,7 @@ impl Target {
 
     /// To be called every 20 to 100 ms.
     pub(crate) fn tick(self: &Rc<Self>) {
+        self.look_at_resync();
         let wants = self.replica.borrow().wants_tick();
         let until = self.lease_until(&self.replica.borrow());
         if wants || self.told_lease.get() != until {
@@ -169,6 +181,7 @@ impl Target {
     pub(crate) fn look_at_space(self: &Rc<Self>) {
         let Ok(space) = self.engine.space() else { return };
         let state = (space.available > 0, space.available > self.node.config.no_create_bytes);
+        self.look_for_room(state.1);
         if self.told_space.replace(Some(state)) != Some(state) {
             self.input(Input::Space { writable: state.0, creatable: state.1 });
         }
@@ -209,27 +222,7 @@ impl Target {
                     Err(error) => target.failed_store(&error),
                 }
             }),
-            Output::Prepare { chunk, base, version, change, record, writers, payload, .. } => {
-                let bytes = self.bytes_of(payload);
-                self.store("prepare", move |target| async move {
-                    let Ok((data, checksums)) = target.resolve(chunk, bytes).await else {
-                        return Input::Failed { chunk, failure: Failure::Corrupt };
-                    };
-                    let update = update_of(change, data, checksums, writers);
-                    let priority = Priority::Foreground;
-                    let writer = Some(record.tag);
-                    let request = Prepare { chunk, version, base, update, writer, expect: None, priority };
-                    match target.prepare(request).await {
-                        Ok(done) => Input::Prepared {
-                            chunk,
-                            version: done.version,
-                            length: done.length,
-                            checksum: done.checksum,
-                        },
-                        Err(error) => target.failed(chunk, &error),
-                    }
-                });
-            }
+            Output::Prepare { .. } => self.perform_prepare(output),
             Output::Commit { chunk, version } => self.store("commit", move |target| async move {
                 match target.engine.commit(chunk, version).await {
                     Ok(()) => Input::Committed { chunk, version },
@@ -257,6 +250,7 @@ impl Target {
                 let page = target.fetch_page(&to, after).await;
                 Input::Page { id, page }
             }),
+            Output::SyncTurn { chunk } => self.node.rt.spawn("resync turn", self.clone().resync_turn(chunk)),
             Output::Reply { token, status, version, length } => {
                 self.answer(token, Outcome::Reply { status, version, length });
             }
@@ -268,6 +262,30 @@ impl Target {
                 self.node.nudge();
             }
         }
+    }
+
+    fn perform_prepare(self: &Rc<Self>, output: Output) {
+        let Output::Prepare { chunk, base, version, change, record, writers, payload, .. } = output else {
+            return;
+        };
+        let bytes = self.bytes_of(payload);
+        self.store("prepare", move |target| async move {
+            let Ok((data, checksums)) = target.resolve(chunk, bytes).await else {
+                return Input::Failed { chunk, failure: Failure::Corrupt };
+            };
+            let bytes = data.len();
+            let update = update_of(change, data, checksums, writers);
+            let (writer, priority) = (Some(record.tag), Priority::Foreground);
+            let request = Prepare { chunk, version, base, update, writer, expect: None, priority };
+            let since = target.node.rt.now();
+            match target.prepare(request).await {
+                Ok(Prepared { version, length, checksum }) => {
+                    target.served(Kind::Write, bytes, since);
+                    Input::Prepared { chunk, version, length, checksum }
+                }
+                Err(error) => target.failed(chunk, &error),
+            }
+        });
     }
 
     fn send(self: &Rc<Self>, id: ember_craq::SendId, to: ember_craq::Address, message: ember_craq::Message) {

@@ -33,9 +33,8 @@ pub fn lane(class: Class, position: u8) -> usize {
 pub fn requests_max(class: Class) -> usize {
     match class {
         Class::Control => 256,
-        Class::Forward | Class::Write => 64,
+        Class::Forward | Class::Write | Class::Background => 64,
         Class::Read => 128,
-        Class::Background => 16,
     }
 }
 

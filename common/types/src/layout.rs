@@ -194,6 +194,32 @@ mod tests {
     const GOLDEN_4_6_42: [u32; 4] = [107, 101, 106, 100];
     const GOLDEN_100_1_7: [u32; 8] = [100, 105, 107, 102, 103, 106, 101, 104];
 
+    /// Clients of 3FS that different compilers had built shuffled a file's chains differently, and so read and wrote
+    /// others. These numbers come from another program after the same description, in another language.
+    #[test]
+    fn regression_3fs_368_every_build_has_the_same_chains() {
+        let chains = |n: u32, stripe, base, seed| {
+            let table: Vec<ChainId> = (1..=n).map(ChainId).collect();
+            layout(stripe, base, seed).chains(&table).iter().map(|c| c.0).collect::<Vec<_>>()
+        };
+        assert_eq!(chains(16, 8, 0, 1), [1, 4, 8, 2, 3, 7, 6, 5]);
+        let all = [15, 14, 1, 16, 5, 2, 7, 4, 12, 9, 13, 8, 11, 6, 3, 10];
+        assert_eq!(chains(16, 16, 5, 0xdead_beef), all);
+        assert_eq!(chains(200, 6, 197, u64::MAX), [1, 200, 199, 198, 2, 3]);
+        assert_eq!(chains(3, 3, 2, 0), [1, 3, 2]);
+        // A thousand more as one number (FNV-1a over the chains).
+        let mut digest = 0xcbf2_9ce4_8422_2325_u64;
+        for n in 1..40 {
+            for i in 0..25_u32 {
+                let seed = u64::from(i).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                for chain in chains(n, 1 + i % 12, i * 7, seed) {
+                    digest = (digest ^ u64::from(chain)).wrapping_mul(0x100_0000_01b3);
+                }
+            }
+        }
+        assert_eq!(digest, 0x29f9_f56a_003b_d5db);
+    }
+
     #[test]
     fn pieces_cover_the_range_once() {
         let size = u64::from(CHUNK_SIZE_MIN);

@@ -136,6 +136,8 @@ pub const ALL: &[Mutant] = planted! {
         ("ember-craq::rules" "r13_silence_is_reported_and_never_aborts")
     r10_stalled_sync_stays "a sync without progress keeps its place"
         ("ember-chain::rules" "r10_a_sync_without_progress_yields_its_place")
+    r10_full_target_is_admitted "a target without room is taken in to be brought up to date, over and over"
+        ("ember-mgmtd" "state::tests::r10_a_target_without_room_waits_and_changes_no_chain_version")
     r10_accuser_is_never_blamed "whom several accuse stays because it accuses another"
         ("ember-chain" "blame::tests::r10_who_is_accused_by_several_or_fails_goes")
     r10_lost_reads_as_zeros "a chunk whose bytes are lost reads as zeros"
@@ -162,6 +164,8 @@ pub const ALL: &[Mutant] = planted! {
         simulator
     r13_silence_aborts "the head aborts an update for want of its successor's answer"
         ("ember-craq::rules" "r13_silence_is_reported_and_never_aborts")
+    r13_syncing_target_refuses "a target that is being brought up to date and has no room refuses an update for all"
+        ("ember-craq::rules" "r13_a_syncing_successor_without_room_refuses_nothing")
     r13_refused_after_number "an update without space gets a number first"
         ("ember-craq::rules" "r13_what_can_be_refused_is_refused_before_it_has_a_number")
     r13_aborted_version_forgotten "late copies of an aborted version are accepted"

@@ -1,7 +1,7 @@
 //! State of the cluster for people and programs: what `ember status` shows.
 
 use crate::codec::cbor_body;
-use crate::mgmtd::{SyncProgress, Timing};
+use crate::mgmtd::{ScrubProgress, SyncProgress, Timing};
 use ember_types::{
     BootId, Chain, ClusterId, ClusterTime, Generation, LocalState, NodeId, NodeKind, PublicState,
     RoutingVersion, Status, TargetId,
@@ -120,6 +120,9 @@ pub struct TargetStatus {
     /// Bytes of its disk.
     #[n(10)]
     pub capacity_bytes: u64,
+    /// Its scrub, as its node reports it.
+    #[n(11)]
+    pub scrub: Option<ScrubProgress>,
 }
 
 /// A client.

@@ -124,4 +124,6 @@ methods! {
     StorageSpace = 310, Read, Empty => storage::SpaceResponse;
     /// Reads the stored bytes of one exact version of a chunk on this replica, for repair and comparison.
     ReadReplica = 311, Background, storage::ReadReplicaRequest => storage::ReadReplicaResponse;
+    /// Has a replica read and checked at once, or asks how far that is.
+    ScrubTarget = 312, Background, storage::ScrubRequest => storage::ScrubResponse;
 }

@@ -135,6 +135,58 @@ pub struct TargetReport {
     /// It has been told under `chain_version` that it isn't serving, and won't serve before a higher one (R1).
     #[n(11)]
     pub stopped: bool,
+    /// Its disk is too full for what it lacks: it isn't to be brought up to date before it has room (R10).
+    #[n(12)]
+    #[cbor(default)]
+    pub no_room: bool,
+    /// Its scrub; absent while it isn't open.
+    #[n(13)]
+    pub scrub: Option<ScrubProgress>,
+}
+
+/// How far the scrub of a target has come: it reads all that is stored and repairs what is damaged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct ScrubProgress {
+    /// Whether a round is on its way.
+    #[n(0)]
+    pub running: bool,
+    /// Chunks looked at in that round.
+    #[n(1)]
+    pub chunks_done: u64,
+    /// Chunks of that round in all, as far as known.
+    #[n(2)]
+    pub chunks_total: u64,
+    /// Bytes read in that round.
+    #[n(3)]
+    pub bytes_done: u64,
+    /// Rounds finished since the target was opened.
+    #[n(4)]
+    pub rounds: u64,
+    /// Cluster time at which the last one was finished, in milliseconds; 0 if none was.
+    #[n(5)]
+    pub finished_ms: u64,
+    /// Chunks looked at in the last finished round.
+    #[n(6)]
+    pub last_chunks: u64,
+    /// Bytes read in it.
+    #[n(7)]
+    pub last_bytes: u64,
+    /// Damaged chunks and files that it found.
+    #[n(8)]
+    pub last_found: u64,
+    /// How many of them were repaired, and read again afterwards.
+    #[n(9)]
+    pub last_repaired: u64,
+    /// Damaged chunks and files that scrubs found since the target was opened.
+    #[n(10)]
+    pub found: u64,
+    /// Chunks repaired since the target was opened, whoever noticed.
+    #[n(11)]
+    pub repaired: u64,
+    /// Slots whose bytes were bad: not used again before a restart.
+    #[n(12)]
+    pub quarantined: u64,
 }
 
 /// How far a resync has come.
@@ -150,6 +202,13 @@ pub struct SyncProgress {
     /// Bytes sent.
     #[n(2)]
     pub bytes_sent: u64,
+    /// Bytes sent a second, of late.
+    #[n(3)]
+    #[cbor(default)]
+    pub bytes_per_s: u64,
+    /// Seconds until it is done, at the pace of late; absent if that can't be told.
+    #[n(4)]
+    pub eta_s: Option<u64>,
 }
 
 /// Renews the node's lease.

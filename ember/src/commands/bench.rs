@@ -17,7 +17,7 @@ use ember_rt_uring::{Options as RtOptions, run_reactor};
 use ember_types::{ClientId, InodeId, Instant};
 use ember_wire::meta::{OpenFlags, Operation};
 use serde::Serialize;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
 /// Most requests at once.
@@ -55,6 +55,16 @@ struct Outcome {
     operations: u64,
     bytes: u64,
     seconds: f64,
+    /// Latencies of requests.
+    median_us: f64,
+    p99_us: f64,
+    max_us: f64,
+}
+
+/// The latency below which a share of the requests stayed, in microseconds.
+fn percentile(sorted_ns: &[u64], share: f64) -> f64 {
+    let at = ((sorted_ns.len() as f64 * share) as usize).min(sorted_ns.len().saturating_sub(1));
+    sorted_ns.get(at).map_or(0.0, |&ns| ns as f64 / 1000.0)
 }
 
 /// Runs and prints.
@@ -116,6 +126,7 @@ async fn measure(rt: &Rt, client: &Client, args: &BenchArgs) -> Result<Outcome> 
         next: Cell::new(0),
         done: Cell::new(0),
         bytes: Cell::new(0),
+        latencies: RefCell::default(),
         until: rt.now() + Duration::from_secs(args.seconds),
     };
     let begun = rt.now();
@@ -124,7 +135,16 @@ async fn measure(rt: &Rt, client: &Client, args: &BenchArgs) -> Result<Outcome> 
     }
     let seconds = rt.now().since(begun).as_secs_f64();
     client.close(opened.file.handle()).await?;
-    Ok(Outcome { operations: job.done.get(), bytes: job.bytes.get(), seconds })
+    let mut latencies = job.latencies.take();
+    latencies.sort_unstable();
+    Ok(Outcome {
+        operations: job.done.get(),
+        bytes: job.bytes.get(),
+        seconds,
+        median_us: percentile(&latencies, 0.5),
+        p99_us: percentile(&latencies, 0.99),
+        max_us: percentile(&latencies, 1.0),
+    })
 }
 
 struct Job<'a> {
@@ -136,6 +156,8 @@ struct Job<'a> {
     next: Cell<u64>,
     done: Cell<u64>,
     bytes: Cell<u64>,
+    /// Of each request, in nanoseconds.
+    latencies: RefCell<Vec<u64>>,
     until: Instant,
 }
 
@@ -149,6 +171,7 @@ impl Job<'_> {
                 return Ok(());
             }
             let offset = block * self.args.block;
+            let begun = self.rt.now();
             if writes {
                 self.client.write(self.file, offset, self.data.clone()).await?;
                 self.bytes.set(self.bytes.get() + self.args.block);
@@ -161,6 +184,7 @@ impl Job<'_> {
                 );
                 self.bytes.set(self.bytes.get() + got as u64);
             }
+            self.latencies.borrow_mut().push(self.rt.now().since(begun).as_nanos() as u64);
             self.done.set(self.done.get() + 1);
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! `ember status`: health with named checks, nodes, targets, chains.
 
 use crate::cluster::Cluster;
+use crate::commands::scrub::Scrubbed;
 use crate::commands::wait::mount_answers;
 use crate::daemons::admin_client::AdminClient;
 use crate::health::{self, Check, Level, Local};
@@ -60,6 +61,7 @@ struct TargetRow {
     free_bytes: u64,
     capacity_bytes: u64,
     resync: Option<Resync>,
+    scrub: Option<Scrubbed>,
     trouble: String,
 }
 
@@ -68,6 +70,8 @@ struct Resync {
     chunks_done: u64,
     chunks_total: u64,
     bytes_sent: u64,
+    bytes_per_s: u64,
+    eta_s: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -189,7 +193,8 @@ fn gather(dir: &DataDir, cluster: &Cluster, status: Result<ClusterStatus>) -> Re
     if let Some(status) = status {
         report.nodes.extend(status.nodes.into_iter().map(node_row));
         report.capacity = capacity(&status.targets, cluster.replicas);
-        report.targets.extend(status.targets.into_iter().map(target_row));
+        let now = status.cluster_time.0;
+        report.targets.extend(status.targets.into_iter().map(|target| target_row(target, now)));
         report.chains.extend(status.chains.iter().map(|chain| ChainRow {
             id: chain.id.0,
             version: chain.version.0,
@@ -226,7 +231,7 @@ fn node_row(node: NodeStatus) -> NodeRow {
     }
 }
 
-fn target_row(target: TargetStatus) -> TargetRow {
+fn target_row(target: TargetStatus, now_ms: u64) -> TargetRow {
     let TargetId(id) = target.id;
     TargetRow {
         id,
@@ -242,7 +247,10 @@ fn target_row(target: TargetStatus) -> TargetRow {
             chunks_done: s.chunks_done,
             chunks_total: s.chunks_total,
             bytes_sent: s.bytes_sent,
+            bytes_per_s: s.bytes_per_s,
+            eta_s: s.eta_s,
         }),
+        scrub: target.scrub.map(|scrub| Scrubbed::new(&scrub, now_ms)),
         trouble: target.trouble,
     }
 }
@@ -293,11 +301,10 @@ fn print(report: &Report) {
         ]);
     }
     line(&nodes.to_string());
-    let mut targets = table(&["target", "node", "gen", "public", "local", "used", "resync", "trouble"]);
+    let mut targets =
+        table(&["target", "node", "gen", "public", "local", "used", "resync", "scrub", "trouble"]);
     for target in &report.targets {
-        let resync = target.resync.as_ref().map_or(String::new(), |sync| {
-            format!("{}/{} chunks, {}", sync.chunks_done, sync.chunks_total, bytes(sync.bytes_sent))
-        });
+        let resync = target.resync.as_ref().map_or(String::new(), progress);
         targets.add_row([
             target.id.to_string(),
             target.node.to_string(),
@@ -306,6 +313,7 @@ fn print(report: &Report) {
             format!("{:?}", target.local_state).to_lowercase(),
             bytes(target.used_bytes),
             resync,
+            target.scrub.as_ref().map_or(String::new(), Scrubbed::cell),
             target.trouble.clone(),
         ]);
     }
@@ -320,6 +328,22 @@ fn print(report: &Report) {
     for mount in &report.mounts {
         let pid = mount.pid.map_or_else(|| "not running".into(), |pid| format!("process {pid}"));
         line(&format!("mount    {} ({pid}{})", mount.point, if mount.answers { "" } else { ", no answer" }));
+    }
+}
+
+/// Progress of a resync, for people.
+fn progress(sync: &Resync) -> String {
+    let (sent, speed) = (bytes(sync.bytes_sent), bytes(sync.bytes_per_s));
+    let left = sync.eta_s.map_or(String::new(), |s| format!(", {} left", duration(s)));
+    format!("{}/{} chunks, {sent} at {speed}/s{left}", sync.chunks_done, sync.chunks_total)
+}
+
+/// A number of seconds for people.
+fn duration(seconds: u64) -> String {
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, m, s) => format!("{m} min {s} s"),
+        (h, m, _) => format!("{h} h {m} min"),
     }
 }
 
@@ -340,4 +364,23 @@ pub(crate) fn bytes(count: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_names_what_is_done_the_speed_and_the_time_left() {
+        let sync = |eta_s| Resync {
+            chunks_done: 5,
+            chunks_total: 20,
+            bytes_sent: 5 << 20,
+            bytes_per_s: 1 << 20,
+            eta_s,
+        };
+        assert_eq!(progress(&sync(Some(15))), "5/20 chunks, 5.0 MiB at 1.0 MiB/s, 15 s left");
+        assert_eq!(progress(&sync(None)), "5/20 chunks, 5.0 MiB at 1.0 MiB/s");
+        assert_eq!([duration(61), duration(7_260)], ["1 min 1 s", "2 h 1 min"]);
+    }
 }

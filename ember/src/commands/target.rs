@@ -15,6 +15,7 @@ use ember_wire::method;
 use ember_wire::mgmtd::ReplaceTargetRequest;
 use ember_wire::storage::{Address, ChunkSummary, ListRequest, ReadReplicaRequest};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Limit of one request.
@@ -256,8 +257,8 @@ pub(crate) fn replace(dir: &DataDir, target: u64) -> Result<u8> {
     Ok(usage::OK)
 }
 
-/// Checks the files of a target whose process is stopped. Exit code 0 if all is well.
-pub(crate) fn fsck(dir: &DataDir, target: u64) -> Result<u8> {
+/// Where this machine has a target: its storage node, the disk, and the newest generation's directory there.
+fn locate(dir: &DataDir, target: u64) -> Result<(u32, PathBuf, String)> {
     let cluster = Cluster::require(dir)?;
     let mut found = Vec::new();
     for node in 1..=cluster.storage_nodes {
@@ -273,9 +274,13 @@ pub(crate) fn fsck(dir: &DataDir, target: u64) -> Result<u8> {
     }
     // The newest generation is the valid one.
     found.sort_by_key(|(_, _, name)| name.rsplit("-g").next().and_then(|g| g.parse::<u32>().ok()));
-    let Some((node, disk, name)) = found.pop() else {
-        return Err(Failure::refused(format!("no storage node of this machine holds target {target}")));
-    };
+    let none = || Failure::refused(format!("no storage node of this machine holds target {target}"));
+    found.pop().ok_or_else(none)
+}
+
+/// Checks the files of a target whose process is stopped. Exit code 0 if all is well.
+pub(crate) fn fsck(dir: &DataDir, target: u64) -> Result<u8> {
+    let (node, disk, name) = locate(dir, target)?;
     let daemon = Daemon::Storage(node);
     if process::find(dir, &daemon).is_some_and(process::is_alive) {
         return Err(Failure::refused(format!(
@@ -292,10 +297,29 @@ pub(crate) fn fsck(dir: &DataDir, target: u64) -> Result<u8> {
     for problem in &report.problems {
         line(&format!("{}, offset {}: {}", problem.file, problem.offset, problem.what));
     }
+    let checked = format!("{} chunks, {} blocks", report.chunks, report.blocks);
     if report.problems.is_empty() {
-        line(&format!("target {target} is in order"));
+        line(&format!("target {target} is in order: {checked}"));
         return Ok(usage::OK);
     }
-    line(&format!("{} problems; `ember target replace {target}` fills it anew", report.problems.len()));
+    let count = report.problems.len();
+    line(&format!("{count} problems in {checked}; `ember target replace {target}` fills it anew"));
     Ok(usage::WARN)
+}
+
+/// Prints where the bytes of a target's chunks lie: file, offset, length, chunk.
+pub(crate) fn map(dir: &DataDir, target: u64) -> Result<u8> {
+    let (_, disk, name) = locate(dir, target)?;
+    let options = ember_rt_uring::Options::default();
+    let root = disk.clone();
+    let pieces = ember_rt_uring::run_reactor(&options, |rt| async move {
+        let queue = DiskQueue::start(&rt, rt.disks().open(&disk)?, 32);
+        let pieces = ember_engine::pieces(&queue, &name).await;
+        anyhow::Ok(pieces?)
+    })??;
+    for piece in &pieces {
+        let file = root.join(&piece.file);
+        line(&format!("{} {} {} {}", file.display(), piece.offset, piece.length, piece.chunk));
+    }
+    Ok(usage::OK)
 }

@@ -28,9 +28,10 @@ pub struct Observation {
     pub report: Option<Report>,
     /// The valid generation of its content.
     pub generation: Generation,
-    /// It is to be kept out: it is being drained, or was accused and has not been demoted yet (R10).
+    /// It is to be kept out: it is being drained, or was accused and has not been demoted yet, or its disk is too
+    /// full for what it lacks (R10).
     pub shunned: bool,
-    /// Its sync has made no progress for too long: it yields the place (R10).
+    /// Its sync has made no progress for too long, or can't for lack of room: it yields the place (R10).
     pub stalled: bool,
 }
 

@@ -16,7 +16,8 @@ const SHUNNED: Duration = Duration::from_secs(20);
 struct Sync {
     target: TargetId,
     version: ChainVersion,
-    progress: Option<SyncProgress>,
+    /// Chunks done, and bytes sent.
+    progress: Option<(u64, u64)>,
     /// When it last moved on.
     moved: Instant,
     /// It yields its place at the next evaluation.
@@ -86,7 +87,7 @@ impl Gray {
             self.syncs.remove(&chain.id);
             return;
         };
-        let progress = sync_progress(chain, report);
+        let progress = sync_progress(chain, report).map(|p| (p.chunks_done, p.bytes_sent));
         let known =
             self.syncs.get_mut(&chain.id).filter(|s| s.target == target && s.version == chain.version);
         match known {

@@ -199,7 +199,8 @@ impl State {
 /// Whether two reports differ in what chains depend on.
 fn differs(old: &TargetReport, new: &TargetReport) -> bool {
     let key = |r: &TargetReport| {
-        (r.generation, r.state, r.chain_version, r.served_version, r.wants_replacement, r.stopped)
+        let versions = (r.chain_version, r.served_version);
+        (r.generation, r.state, versions, r.wants_replacement, r.stopped, r.no_room)
     };
     key(old) != key(new)
 }

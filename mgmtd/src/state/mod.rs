@@ -160,6 +160,8 @@ impl State {
             return Some(Observation::absent(info.generation));
         };
         let report = node.reports.get(&target);
+        // Without room a target is neither brought up to date nor begun with, until it has some (R10).
+        let no_room = report.is_some_and(|r| r.no_room) && !mutant!(r10_full_target_is_admitted);
         Some(Observation {
             alive: node.alive(now, &self.config),
             may_serve: self.may_hold_lease(node, now) && !self.has_stopped(chain, target),
@@ -170,8 +172,8 @@ impl State {
                 served: r.served_version,
             }),
             generation: info.generation,
-            shunned: self.gray.is_shunned(target, now),
-            stalled: self.gray.is_stalled(chain, target, now),
+            shunned: no_room || self.gray.is_shunned(target, now),
+            stalled: no_room || self.gray.is_stalled(chain, target, now),
         })
     }
 

@@ -72,6 +72,8 @@ fn report(target: u64, version: u64, state: LocalState) -> TargetReport {
         capacity_bytes: 0,
         wants_replacement: false,
         stopped: false,
+        no_room: false,
+        scrub: None,
     }
 }
 
@@ -322,6 +324,31 @@ fn r10_a_sync_without_progress_yields_after_the_stall_time() {
     assert_eq!(syncing[0].1, Some(3));
     assert_eq!(syncing[1].1, Some(2));
     assert!((89_000..95_000).contains(&syncing[1].0), "{syncing:?}");
+}
+
+#[test]
+fn r10_a_target_without_room_waits_and_changes_no_chain_version() {
+    let mut cluster = Cluster::new();
+    cluster.all_beat(0);
+    let batch = cluster.state.register(&registration(2, 30), at(10)).expect("valid").expect("a change");
+    cluster.install(batch, 10);
+    cluster.reports.insert(2, report(2, 1, LocalState::Online));
+    let mut run = |from: u64, no_room: bool| {
+        for now in (from..from + 20_000).step_by(500) {
+            cluster.reports.get_mut(&2).expect("node").no_room = no_room;
+            for node in 1..=3 {
+                let answer = cluster.beat(node, now);
+                cluster.obey(node, &answer);
+            }
+            cluster.settle(now);
+        }
+        let state = cluster.states().into_iter().find(|(target, _)| *target == 2).expect("member").1;
+        (state, cluster.chain().version.0)
+    };
+    let (state, before) = run(1_000, false);
+    assert_eq!(state, Syncing);
+    assert_eq!(run(21_000, true), (PublicState::Waiting, before + 1), "one version, and no other in 20 s");
+    assert_eq!(run(41_000, false), (Syncing, before + 2));
 }
 
 #[test]

@@ -209,6 +209,11 @@ pub enum Input {
         /// The page.
         page: Option<Page>,
     },
+    /// The turn that [`Output::SyncTurn`] asked for has come.
+    SyncTurn {
+        /// The chunk.
+        chunk: ChunkId,
+    },
     /// [`Output::Prepare`] is durable.
     Prepared {
         /// The chunk.
@@ -406,6 +411,12 @@ pub enum Output {
         to: Address,
         /// Chunks behind this one.
         after: Option<ChunkId>,
+    },
+    /// A chunk is to be brought to the syncing successor: say when, by [`Input::SyncTurn`]. How fast a resync may go
+    /// is decided here, before the chunk's place is taken, so that no update waits for it.
+    SyncTurn {
+        /// The chunk.
+        chunk: ChunkId,
     },
     /// Answer a request (other than a read that goes well). The token is free afterwards.
     Reply {

@@ -4,12 +4,12 @@ mod support;
 
 use ember_craq::{
     Address, Answer, Change, Content, Failure, Forward, Input, Message, Output, Page, Payload, Replica,
-    SyncItem,
+    Summary, SyncItem,
 };
 use ember_types::checksum::crc32c;
 use ember_types::{
-    ChainId, ChainVersion, ChunkVersion, ClientId, Generation, LocalState, PublicState, Status, TargetId,
-    WriterRecord,
+    ChainId, ChainVersion, ChunkId, ChunkVersion, ClientId, DataId, Generation, LocalState, PublicState,
+    Status, TargetId, WriterRecord,
 };
 use std::time::Duration;
 use support::lone::{CHUNK, LATER, Lone, chain, tag, version};
@@ -144,7 +144,7 @@ fn r11_a_sync_waits_for_the_update_before_it_and_sends_what_is_then() {
     let (forward, ..) = tail.sent();
     // The listings were made before the write: both lack the chunk, and the target has an older one.
     let old = Content { version: version(7, 0), removed: false, length: 1, checksum: 1 };
-    let remote = vec![ember_craq::Summary { chunk: CHUNK, content: old, pending: false, lost: false }];
+    let remote = vec![Summary { chunk: CHUNK, content: old, pending: false, lost: false }];
     tail.feed(Input::Page {
         id: page.expect("a page is fetched"),
         page: Some(Page { remote, ..Page::default() }),
@@ -165,12 +165,83 @@ fn r11_a_sync_waits_for_the_update_before_it_and_sends_what_is_then() {
     assert!(tail.wrote(next));
 }
 
+fn row(chunk: ChunkId) -> Summary {
+    let content = Content { version: version(7, 0), removed: false, length: 1, checksum: 1 };
+    Summary { chunk, content, pending: false, lost: false }
+}
+
+#[test]
+fn r11_an_update_does_not_wait_for_the_pace_of_a_resync() {
+    let mut tail = Lone::new(1, chain(1, &[(1, Serving), (2, Syncing)]));
+    tail.hold_turns = true;
+    let page = Page { remote: vec![row(CHUNK)], ..Page::default() };
+    tail.feed(Input::Page { id: tail.page().expect("a page is fetched"), page: Some(page) });
+    assert!(tail.wrote(|o| matches!(o, Output::SyncTurn { chunk } if *chunk == CHUNK)));
+    let is_sync = |o: &Output| matches!(o, Output::Send { message: Message::Sync { .. }, .. });
+    assert!(!tail.wrote(is_sync));
+    tail.write(1, tag(1, 1), b"abc");
+    let (forward, ..) = tail.sent();
+    tail.answer(forward, Status::Ok, version(1, 1));
+    assert_eq!(tail.reply(1), Some(Status::Ok), "it has passed the chunk that waits for its turn");
+    tail.feed(Input::Tick);
+    assert!(!tail.wrote(is_sync), "nothing is done while a chunk waits for its turn");
+    tail.feed(Input::SyncTurn { chunk: CHUNK });
+    let (sync, _, message) = tail.sent();
+    assert!(matches!(message, Message::Sync { item: SyncItem::Chunk { content, .. }, .. }
+        if content.version == version(1, 1)));
+    tail.feed(Input::SyncTurn { chunk: CHUNK });
+    assert_eq!(tail.sent().0, sync, "a turn counts once");
+    tail.answer(sync, Status::Ok, version(1, 1));
+    assert!(matches!(tail.sent().2, Message::Sync { item: SyncItem::Done, .. }));
+}
+
+#[test]
+fn r11_the_next_page_comes_while_chunks_are_under_way_and_the_end_after_them() {
+    let chunk = |index| ChunkId::new(DataId(1), index);
+    let mut tail = Lone::new(1, chain(1, &[(1, Serving), (2, Syncing)]));
+    let first = tail.page().expect("a page is fetched");
+    let page = Page { remote: vec![row(chunk(0))], remote_more: true, ..Page::default() };
+    tail.feed(Input::Page { id: first, page: Some(page) });
+    let (sync, ..) = tail.sent();
+    let second = tail.page().expect("a page is fetched");
+    assert_ne!(first, second);
+    tail.feed(Input::Page {
+        id: second,
+        page: Some(Page { remote: vec![row(chunk(1))], ..Page::default() }),
+    });
+    let (other, ..) = tail.sent();
+    assert_ne!(sync, other);
+    let is_done =
+        |o: &Output| matches!(o, Output::Send { message: Message::Sync { item: SyncItem::Done, .. }, .. });
+    tail.answer(other, Status::Ok, version(1, 1));
+    tail.feed(Input::Tick);
+    assert!(!tail.wrote(is_done));
+    tail.answer(sync, Status::Ok, version(1, 1));
+    assert!(tail.wrote(is_done));
+}
+
+#[test]
+fn r13_a_syncing_successor_without_room_refuses_nothing() {
+    let mut tail = Lone::new(1, chain(1, &[(1, Serving), (2, Syncing)]));
+    tail.write(1, tag(1, 1), b"abc");
+    let (forward, ..) = tail.sent();
+    tail.answer(forward, Status::NoSpace, ChunkVersion::NONE);
+    assert_eq!(tail.reply(1), None);
+    assert!(!tail.wrote(is_drop));
+    tail.now = tail.now + Duration::from_secs(1);
+    tail.feed(Input::Tick);
+    assert_ne!(tail.sent().0, forward, "it is asked again");
+    // mgmtd takes it out: the update goes on without it.
+    tail.feed(Input::Chain(chain(2, &[(1, Serving), (2, PublicState::Waiting)])));
+    assert_eq!(tail.reply(1), Some(Status::Ok));
+}
+
 #[test]
 fn r10_a_content_whose_bytes_are_missing_on_one_side_is_synced() {
     for (local, remote, count) in [(true, true, 0), (true, false, 1), (false, true, 1), (false, false, 0)] {
         let mut tail = Lone::new(1, chain(1, &[(1, Serving), (2, Syncing)]));
         let content = Content { version: version(7, 0), removed: false, length: 1, checksum: 1 };
-        let row = |lost| vec![ember_craq::Summary { chunk: CHUNK, content, pending: false, lost }];
+        let row = |lost| vec![Summary { chunk: CHUNK, content, pending: false, lost }];
         let page = Page { local: row(local), remote: row(remote), ..Page::default() };
         let fetch = tail.out.iter().find_map(|o| match o {
             Output::FetchPage { id, .. } => Some(*id),
@@ -212,7 +283,7 @@ fn r11_a_sync_is_not_done_before_the_target_holds_the_pending_versions_of_before
     let is_done =
         |o: &Output| matches!(o, Output::Send { message: Message::Sync { item: SyncItem::Done, .. }, .. });
     assert!(!source.wrote(is_done));
-    source.now = source.now + Duration::from_millis(100);
+    source.now = source.now + Duration::from_millis(600);
     source.feed(Input::Tick);
     let (forward, ..) = source.sent();
     source.answer(forward, Status::Ok, version(1, 1));

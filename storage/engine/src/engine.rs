@@ -12,6 +12,7 @@ use crate::migrate;
 use crate::pages::{Named, Pages};
 use crate::record::{Entry, Record};
 use crate::recover::{Recovery, load, slots_in};
+use crate::scrub::FilesCheck;
 use crate::slots::Slots;
 use crate::superblock::{self, FORMAT, Identity};
 use crate::used::Used;
@@ -347,6 +348,35 @@ impl Engine {
     /// Reads and verifies every block of every version of a chunk.
     pub async fn verify(&self, chunk: ChunkId, priority: Priority) -> Result<()> {
         self.0.verify(chunk, priority).await
+    }
+
+    /// Reads superblock, checkpoints and log of the target in service, at most so many bytes a second; 0 is no limit.
+    pub async fn check_files(&self, bytes_per_s: u64) -> Result<FilesCheck> {
+        self.0.check_files(bytes_per_s).await
+    }
+    /// Writes anew what [`Engine::check_files`] found damaged. Goes on if the caller goes away.
+    pub async fn heal_files(&self, found: FilesCheck) -> Result<()> {
+        let inner = self.0.clone();
+        self.detached("engine heal", async move { inner.heal_files(&found).await }).await
+    }
+    /// Slots whose bytes were found bad since the target was opened: they are not used again before a restart.
+    pub fn quarantined(&self) -> usize {
+        self.0.slots.borrow().quarantined()
+    }
+    /// Stops the target if its files have been removed: to be called now and then.
+    pub fn check_names(&self) -> Result<()> {
+        self.0.check_names()
+    }
+
+    /// A line of text that an earlier process left under this name; nothing if there is none, or no text.
+    pub fn read_note(&self, name: &str) -> Result<Option<String>> {
+        let bytes = self.0.files.read_small(&format!("note-{name}"))?;
+        Ok(bytes.and_then(|bytes| String::from_utf8(bytes).ok()))
+    }
+    /// Leaves a line of text for a later process: nothing that anything depends on.
+    pub fn write_note(&self, name: &str, text: &str) -> Result<()> {
+        self.0.check_alive()?;
+        self.0.files.write_small(&format!("note-{name}"), text.as_bytes())
     }
 
     // ---- space and upkeep ----

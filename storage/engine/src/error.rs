@@ -127,6 +127,11 @@ impl EngineError {
         matches!(self, Self::Corrupt { .. } | Self::Io { .. } | Self::Lost(_))
     }
 
+    /// Whether the directory holds another cluster's or another target's content.
+    pub fn is_anothers(&self) -> bool {
+        matches!(self, Self::Refused { remedy, .. } if *remedy == crate::superblock::OTHERS)
+    }
+
     /// The status that a remote asker is told.
     pub fn status(&self) -> Status {
         match self {

@@ -56,11 +56,18 @@ impl Files {
         Ok(())
     }
     pub(crate) fn lock(&self) -> Result<()> {
-        self.queue.disk().lock(&self.dir).map_err(|source| EngineError::Refused {
-            file: self.dir.clone(),
-            offset: 0,
-            what: format!("cannot take the lock of the target: {source}"),
-            remedy: "stop the other process that serves it",
+        use io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem, StorageFull};
+        self.queue.disk().lock(&self.dir).map_err(|source| match source.kind() {
+            // Nobody has it: it can't be written down.
+            NotFound | PermissionDenied | ReadOnlyFilesystem | StorageFull => {
+                EngineError::Io { file: self.dir.clone(), operation: "take the lock of", source }
+            }
+            _ => EngineError::Refused {
+                file: self.dir.clone(),
+                offset: 0,
+                what: format!("cannot take the lock of the target: {source}"),
+                remedy: "stop the other process that serves it",
+            },
         })
     }
     pub(crate) fn list(&self) -> Result<Vec<String>> {

@@ -1,5 +1,6 @@
 //! Checks a stopped target. Reads only.
 
+use crate::checkpoint::number_of;
 use crate::class::{BLOCK, data_name};
 use crate::error::{EngineError, Result};
 use crate::files::{File, Files};
@@ -7,6 +8,7 @@ use crate::index::valid_bytes;
 use crate::pages::{open_sums, read_page};
 use crate::record::{Content, Extent};
 use crate::recover::{DataFiles, Loaded, load};
+use crate::scrub::{Pace, check_checkpoint, check_log};
 use crate::sums::{Page, PageId, sums_name};
 use crate::superblock::{self, Identity};
 use ember_rt::disk::{DiskQueue, Priority};
@@ -55,6 +57,9 @@ impl FsckReport {
             EngineError::Refused { file, offset, what, remedy } => {
                 (file, offset, format!("{what}; {remedy}"))
             }
+            EngineError::Io { file, operation: "read", source } => {
+                (file, 0, format!("cannot be read: {source}"))
+            }
             other => return Err(other),
         };
         if self.problems.len() < PROBLEMS_MAX {
@@ -87,11 +92,68 @@ pub async fn fsck(queue: &DiskQueue, dir: &str) -> Result<FsckReport> {
             let healed = std::mem::take(&mut loaded.recovery.healed);
             healed.into_iter().try_for_each(|error| report.add(error, None))?;
             report.dropped = std::mem::take(&mut loaded.recovery.dropped);
+            check_older(&files, &loaded, &mut report).await?;
             check_blocks(&files, &loaded, &mut report).await?;
         }
         Err(error) => report.add(error, None)?,
     }
     Ok(report)
+}
+
+/// Where bytes of a chunk lie.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Piece {
+    /// File, relative to the disk's root.
+    pub file: String,
+    /// Where, in bytes from the file's start.
+    pub offset: u64,
+    /// How many bytes; those behind a chunk's end in its last block are not counted.
+    pub length: u64,
+    /// Whose content it is.
+    pub chunk: ChunkId,
+}
+
+/// Where the bytes of all chunks of the target in `dir` lie, as its files say. Reads only, and takes no lock: of a
+/// target in service it may be out of date when it is there.
+pub async fn pieces(queue: &DiskQueue, dir: &str) -> Result<Vec<Piece>> {
+    let files = Files::new(queue, dir);
+    let (identity, _) = superblock::read(&files, superblock::READABLE)?;
+    let loaded = load(&files, identity.target.0).await?;
+    let mut found = Vec::new();
+    for (chunk, entry) in loaded.index.after(None) {
+        for content in std::iter::once(&entry.committed).chain(entry.pending.as_deref()) {
+            found.extend(content.extents.iter().map(|extent| {
+                let end = (extent.end() * BLOCK).min(content.length);
+                let length = u64::from(end.saturating_sub(extent.first() * BLOCK));
+                let offset = extent.at().offset(extent.block.into());
+                Piece { file: files.path(&data_name(extent.class)), offset, length, chunk }
+            }));
+        }
+    }
+    Ok(found)
+}
+
+/// The older checkpoint and the log behind it: what recovery would fall back on.
+async fn check_older(files: &Files, loaded: &Loaded, report: &mut FsckReport) -> Result<()> {
+    let target = report.identity.map_or(0, |identity| identity.target.0);
+    let pace = Pace::unlimited();
+    let names = files.list()?;
+    let numbers = |prefix| {
+        let mut numbers: Vec<u64> = names.iter().filter_map(|name| number_of(name, prefix)).collect();
+        numbers.sort_unstable();
+        numbers
+    };
+    let older = numbers("checkpoint-").into_iter().rfind(|number| *number < loaded.checkpoint.0);
+    let Some(number) = older else { return Ok(()) };
+    let first = match check_checkpoint(files, target, number, &pace).await {
+        Ok(first) => first,
+        Err(error) => return report.add(error, None),
+    };
+    let segments: Vec<u64> = numbers("log-").into_iter().filter(|number| *number >= first).collect();
+    match check_log(files, target, &segments, None, &pace).await {
+        Ok(()) => Ok(()),
+        Err(error) => report.add(error, None),
+    }
 }
 
 async fn check_blocks(files: &Files, loaded: &Loaded, report: &mut FsckReport) -> Result<()> {
@@ -122,7 +184,15 @@ async fn check_extent(
         let start = extent.at().offset(u32::from(extent.block) + first - extent.first());
         let length = ((end - first) * BLOCK) as usize;
         let bytes = match data.file(extent.class) {
-            Some(file) => files.read(file, Priority::Scrub, start, length).await?,
+            Some(file) => match files.read(file, Priority::Scrub, start, length).await {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    let what = format!("blocks {first} to {end} of chunk {chunk} can't be read: {error}");
+                    report.add(EngineError::corrupt(path.clone(), start, what), Some(chunk))?;
+                    first = end;
+                    continue;
+                }
+            },
             None => ember_rt::Buf::default(),
         };
         let sums = match pages.sums(content, first, end).await {

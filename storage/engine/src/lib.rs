@@ -39,6 +39,7 @@ mod reader;
 mod record;
 mod recover;
 mod rows;
+mod scrub;
 mod slots;
 mod sums;
 mod superblock;
@@ -52,7 +53,8 @@ pub use api::{
 pub use class::CHUNK_MAX;
 pub use engine::{Engine, Reservation};
 pub use error::{EngineError, Result};
-pub use fsck::{FsckReport, Problem, fsck};
+pub use fsck::{FsckReport, Piece, Problem, fsck, pieces};
 pub use inner::{Counters, EngineConfig};
 pub use recover::Recovery;
+pub use scrub::FilesCheck;
 pub use superblock::{FORMAT, Identity};

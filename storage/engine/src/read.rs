@@ -130,7 +130,8 @@ impl Inner {
             EngineError::corrupt(path, at, "the file ends within a chunk's data")
         };
         let Some(file) = self.data_file(extent.class) else { return Err(ends(0)) };
-        let buf = self.files.read(&file, priority, offset, length).await?;
+        let read = self.files.read(&file, priority, offset, length).await;
+        let buf = read.inspect_err(|_| self.slots.borrow_mut().quarantine(extent.at()))?;
         add(&self.counters.read_bytes, buf.len() as u64);
         if buf.len() != length {
             return Err(ends(offset + buf.len() as u64));
@@ -152,6 +153,7 @@ impl Inner {
             let bad = crc32c(&buf[at..at + valid]) != sums[(block - from) as usize];
             if bad && !mutant!(r14_base_not_verified) {
                 add(&self.counters.corrupt_blocks, 1);
+                self.slots.borrow_mut().quarantine(extent.at());
                 let within = u32::from(extent.block) + block - extent.first();
                 let path = self.files.path(&data_name(extent.class));
                 return Err(EngineError::corrupt(

@@ -26,12 +26,27 @@ pub(crate) struct FrameReader<'a> {
     at: u64,
     window: Buf,
     window_at: u64,
+    priority: Priority,
 }
 
 impl<'a> FrameReader<'a> {
     pub(crate) fn new(files: &'a Files, file: File, of: FrameOf) -> Result<Self> {
         let len = files.len(&file).inspect_err(|_| files.close(&file))?;
-        Ok(Self { files, file, of, len, at: 0, window: Buf::default(), window_at: 0 })
+        Ok(Self {
+            files,
+            file,
+            of,
+            len,
+            at: 0,
+            window: Buf::default(),
+            window_at: 0,
+            priority: Priority::Foreground,
+        })
+    }
+    /// Reads with another priority.
+    pub(crate) fn at(mut self, priority: Priority) -> Self {
+        self.priority = priority;
+        self
     }
     /// Where the next frame starts.
     pub(crate) fn offset(&self) -> u64 {
@@ -50,7 +65,7 @@ impl<'a> FrameReader<'a> {
         let end = (offset + length as u64).min(self.len);
         if !(have.contains(&offset) && end <= have.end) {
             let want = WINDOW.max(length).next_multiple_of(ALIGN);
-            self.window = self.files.read(&self.file, Priority::Foreground, offset, want).await?;
+            self.window = self.files.read(&self.file, self.priority, offset, want).await?;
             self.window_at = offset;
         }
         let from = (offset - self.window_at) as usize;

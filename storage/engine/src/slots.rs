@@ -25,7 +25,13 @@ pub(crate) struct Slots {
     held: BTreeSet<SlotId>,
     /// Slots behind whose written part a write failed: nothing is appended in place.
     burnt: BTreeSet<SlotId>,
+    /// Slots whose bytes were found bad: not used again before a restart.
+    bad: BTreeSet<SlotId>,
+    bad_bytes: u64,
 }
+
+/// Most bytes of slots that are kept from being used again: a whole file of bad bytes must not fill the disk.
+const QUARANTINE_MAX: u64 = 1 << 30;
 
 impl Slots {
     pub(crate) fn new() -> Self {
@@ -34,6 +40,8 @@ impl Slots {
             readers: BTreeMap::new(),
             held: BTreeSet::new(),
             burnt: BTreeSet::new(),
+            bad: BTreeSet::new(),
+            bad_bytes: 0,
         }
     }
     fn class(&mut self, class: u8) -> &mut Class {
@@ -69,6 +77,9 @@ impl Slots {
     /// Gives a slot back, now or when its last reader ends.
     pub(crate) fn free(&mut self, at: SlotId) {
         self.burnt.remove(&at);
+        if self.bad.contains(&at) {
+            return;
+        }
         if self.readers.contains_key(&at) && !mutant!(r17_slot_free_under_reader) {
             self.held.insert(at);
         } else {
@@ -84,7 +95,7 @@ impl Slots {
         *count -= 1;
         if *count == 0 {
             self.readers.remove(&at);
-            if self.held.remove(&at) {
+            if self.held.remove(&at) && !self.bad.contains(&at) {
                 self.class(at.class).free.insert(at.slot);
             }
         }
@@ -93,7 +104,17 @@ impl Slots {
         self.burnt.insert(at);
     }
     pub(crate) fn is_burnt(&self, at: SlotId) -> bool {
-        self.burnt.contains(&at)
+        self.burnt.contains(&at) || self.bad.contains(&at)
+    }
+    /// The slot's bytes are not what was written: once it is free nothing is put there.
+    pub(crate) fn quarantine(&mut self, at: SlotId) {
+        let bytes = self.bad_bytes + slot_bytes(at.class);
+        if bytes <= QUARANTINE_MAX && self.bad.insert(at) {
+            self.bad_bytes = bytes;
+        }
+    }
+    pub(crate) fn quarantined(&self) -> usize {
+        self.bad.len()
     }
     /// Takes up to `limit` free slots whose space was not given back yet, so that it can be.
     pub(crate) fn take_unpunched(&mut self, class: u8, limit: usize) -> Vec<u32> {
@@ -159,5 +180,31 @@ mod tests {
         slots.punched(b);
         assert_eq!(slots.bytes(), (4096, 0));
         assert_eq!(slots.allocate(0), Some(b));
+    }
+
+    #[test]
+    fn a_bad_slot_is_not_used_again() {
+        let mut slots = Slots::new();
+        slots.grow(0, 3);
+        let (a, b) = (slots.allocate(0).unwrap(), slots.allocate(0).unwrap());
+        slots.quarantine(a);
+        assert!(slots.is_burnt(a), "nothing is appended to it");
+        slots.free(a);
+        // Freed first, found bad by the reader that still holds it.
+        slots.hold(b);
+        slots.free(b);
+        slots.quarantine(b);
+        slots.unhold(b);
+        assert_eq!(slots.allocate(0), Some(SlotId { class: 0, slot: 2 }));
+        assert_eq!((slots.allocate(0), slots.quarantined()), (None, 2));
+        // A whole file of bad bytes doesn't fill the disk.
+        slots.grow(14, 17);
+        let all: Vec<SlotId> = (0..17).filter_map(|_| slots.allocate(14)).collect();
+        for &at in &all {
+            slots.quarantine(at);
+            slots.free(at);
+        }
+        assert_eq!(slots.quarantined(), 2 + 15);
+        assert!(slots.has_free(14));
     }
 }

@@ -22,6 +22,8 @@ pub const FORMAT: u32 = 2;
 /// The oldest version whose files this release reads as they are.
 pub(crate) const READABLE: u32 = 1;
 const SIZE: usize = 4096;
+/// What helps where the content is another's.
+pub(crate) const OTHERS: &str = "point the storage node at its own data directory";
 /// Names of the two copies.
 pub(crate) const NAMES: [&str; 2] = ["superblock-a", "superblock-b"];
 
@@ -146,12 +148,8 @@ pub(crate) fn read(files: &Files, oldest: u32) -> Result<(Identity, Vec<EngineEr
 
 /// Refuses the directory of another cluster or target.
 pub(crate) fn expect(files: &Files, found: &Identity, cluster: ClusterId, target: TargetId) -> Result<()> {
-    let refuse = |offset, what| EngineError::Refused {
-        file: files.path(NAMES[0]),
-        offset,
-        what,
-        remedy: "point the storage node at its own data directory",
-    };
+    let refuse =
+        |offset, what| EngineError::Refused { file: files.path(NAMES[0]), offset, what, remedy: OTHERS };
     if found.cluster != cluster {
         return Err(refuse(16, format!("belongs to cluster {}, not {cluster}", found.cluster)));
     }

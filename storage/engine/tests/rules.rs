@@ -387,6 +387,7 @@ fn another_ones_directory_is_refused() {
             let opened = Engine::open(&world.rt, &world.queue(), DIR, (cluster, id), config()).await;
             opened.map(|_| ()).unwrap_err()
         });
+        assert!(refused.is_anothers() && !busy.is_anothers(), "{refused}");
         match refused {
             EngineError::Refused { offset: at, remedy, .. } => {
                 assert_eq!((at, remedy.is_empty()), (offset, false))

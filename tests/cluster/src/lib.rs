@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "a driver of real processes, outside the seam")]
 
+pub mod damage;
 pub mod random;
 pub mod steady;
 pub mod tree;

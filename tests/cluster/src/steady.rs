@@ -22,13 +22,18 @@ pub struct SteadyWriter {
 }
 
 /// What a writer has done.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Steady {
     /// Writes that completed.
     pub writes: u64,
     /// The longest time between two that completed one after the other.
     pub longest: Duration,
+    /// Gaps of more than a second: when they began, counted from the writer's start, and how long they were.
+    pub gaps: Vec<(Duration, Duration)>,
 }
+
+/// Gaps this long are listed.
+const GAP: Duration = Duration::from_secs(1);
 
 impl SteadyWriter {
     /// Begins to write into a new folder, once each `period`.
@@ -55,8 +60,14 @@ impl SteadyWriter {
                 bail!("{}: block {} is not what was written", path.display(), number / FILES);
             }
         }
-        let longest = times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default();
-        Ok(Steady { writes: times.len() as u64, longest })
+        let begin = times.first().copied();
+        let gaps = times.windows(2).map(|pair| (pair[0] - begin.unwrap_or(pair[0]), pair[1] - pair[0]));
+        let longest = gaps.clone().map(|(_, gap)| gap).max().unwrap_or_default();
+        Ok(Steady {
+            writes: times.len() as u64,
+            longest,
+            gaps: gaps.filter(|(_, gap)| *gap >= GAP).collect(),
+        })
     }
 }
 

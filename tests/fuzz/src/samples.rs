@@ -159,11 +159,19 @@ fn mgmtd_messages() -> Vec<Vec<u8>> {
         served_version: ChainVersion(3),
         used_bytes: 1,
         free_bytes: 2,
-        sync: Some(mgmtd::SyncProgress { chunks_done: 1, chunks_total: 2, bytes_sent: 3 }),
+        sync: Some(mgmtd::SyncProgress {
+            chunks_done: 1,
+            chunks_total: 2,
+            bytes_sent: 3,
+            bytes_per_s: 4,
+            eta_s: Some(5),
+        }),
         trouble: "limps".into(),
         capacity_bytes: 3,
         wants_replacement: false,
         stopped: true,
+        no_room: false,
+        scrub: Some(mgmtd::ScrubProgress { running: true, found: 2, ..mgmtd::ScrubProgress::default() }),
     };
     let beat = mgmtd::HeartbeatRequest {
         node: NodeId(5),

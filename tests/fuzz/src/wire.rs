@@ -53,6 +53,7 @@ fn message(method: Method, response: bool, bytes: &[u8]) {
         Method::RemoveData => both::<method::RemoveData>(response, bytes),
         Method::StorageSpace => both::<method::StorageSpace>(response, bytes),
         Method::ReadReplica => both::<method::ReadReplica>(response, bytes),
+        Method::ScrubTarget => both::<method::ScrubTarget>(response, bytes),
     }
 }
 

@@ -1,7 +1,10 @@
 //! `cargo xtask faults`: the release binary with parts of it killed, and what users see of that.
 
+mod bitrot;
 mod copy;
 mod crash;
+mod fio;
+mod mixed;
 mod pause;
 mod programs;
 
@@ -16,11 +19,14 @@ use std::time::Duration;
 /// How long a cluster may take to be well again.
 const WELL: Duration = Duration::from_secs(120);
 
-/// What to do; without a word, `pause`.
+/// What to do; without a word, all kinds of faults in random order under fio for some minutes.
 #[derive(Args)]
 pub(crate) struct FaultArgs {
     #[command(subcommand)]
     fault: Option<Fault>,
+    /// How long faults go on, without a word.
+    #[arg(long, default_value_t = 10)]
+    minutes: u64,
     /// Folder for clusters and their data; it must have some GiB of room.
     #[arg(long, global = true)]
     dir: Option<PathBuf>,
@@ -43,6 +49,8 @@ enum Fault {
     },
     /// The process with mgmtd and meta is killed under load: requests wait.
     Control,
+    /// 1,000 bytes all over one target are flipped while it runs; a scrub finds and repairs all of them.
+    Bitrot,
     /// All of them.
     All,
 }
@@ -82,22 +90,26 @@ pub(crate) fn run(args: &FaultArgs) -> Result<()> {
     let folder = std::fs::canonicalize(folder)?;
     let bench = Bench { binary: release_binary()?, folder, seed: args.seed.unwrap_or_else(fresh_seed) };
     println!("seed {}", bench.seed);
-    match args.fault.unwrap_or(Fault::Pause) {
+    let Some(fault) = args.fault else { return mixed::run(&bench, args.minutes) };
+    match fault {
         Fault::Pause => pause::run(&bench),
         Fault::Copy => copy::run(&bench),
         Fault::Crash { rounds } => crash::run(&bench, rounds),
         Fault::Control => crash::control(&bench),
+        Fault::Bitrot => bitrot::run(&bench),
         Fault::All => all(&bench),
     }
 }
 
 fn all(bench: &Bench) -> Result<()> {
     type Run = fn(&Bench) -> Result<()>;
-    let runs: [(&str, Run); 4] = [
+    let runs: [(&str, Run); 6] = [
         ("pause", pause::run),
         ("copy", copy::run),
         ("crash", |b| crash::run(b, 20)),
         ("control", crash::control),
+        ("bitrot", bitrot::run),
+        ("mixed", |b| mixed::run(b, 10)),
     ];
     let mut failed = Vec::new();
     for (name, run) in runs {

@@ -3,6 +3,7 @@
 
 mod machine;
 mod page;
+mod resync;
 mod sides;
 
 use crate::faults::release_binary;
@@ -26,7 +27,10 @@ const DATA_SET_MIN_GIB: u64 = 4;
 
 /// What to measure, and how long.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct PerfArgs {
+    #[command(subcommand)]
+    part: Option<Part>,
     /// Folder on the disk to measure; it must have room for ten data sets.
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -47,6 +51,13 @@ pub(crate) struct PerfArgs {
     print_only: bool,
 }
 
+/// A part that is measured alone; without one, the mount and the native client.
+#[derive(clap::Subcommand)]
+enum Part {
+    /// Filling an emptied replica again, alone and beside a reader; fails if a goal is missed.
+    Resync(resync::ResyncArgs),
+}
+
 /// The rows: what is done, and by whom beside fio on the disk.
 fn rows() -> Vec<(Pattern, Vec<Side>)> {
     let pattern =
@@ -62,6 +73,10 @@ fn rows() -> Vec<(Pattern, Vec<Side>)> {
 
 /// Measures, prints, and writes the page.
 pub(crate) fn run(args: &PerfArgs) -> Result<()> {
+    match &args.part {
+        Some(Part::Resync(args)) => return resync::run(args),
+        None => {}
+    }
     if let Some(reason) = no_fuse().or_else(|| missing_program(&["fio"])) {
         bail!("{reason}; it takes root, /dev/fuse and `apt-get install fio`");
     }

@@ -190,7 +190,7 @@ impl Bench<'_> {
     }
 }
 
-fn run_fio(args: &[String]) -> Result<Value> {
+pub(super) fn run_fio(args: &[String]) -> Result<Value> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let text = run_program("fio", &args)?;
     // Notes may stand before the report.

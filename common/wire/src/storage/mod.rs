@@ -3,6 +3,7 @@
 mod hot;
 
 use crate::codec::cbor_body;
+use crate::mgmtd::ScrubProgress;
 use ember_types::{
     Capability, Chain, ChainVersion, ChunkId, ChunkVersion, DataId, Status, TargetId, WriterRecord, WriterTag,
 };
@@ -211,6 +212,14 @@ pub struct SyncResponse {
     /// Version of the chain at the target.
     #[n(1)]
     pub chain_version: ChainVersion,
+    /// Bytes per second that the target's disk takes from this source without hurting its clients; 0 is no limit.
+    #[n(2)]
+    #[cbor(default)]
+    pub limit_bytes_per_s: u64,
+    /// The source is to pause for so long: the target measures how fast its clients are served meanwhile.
+    #[n(3)]
+    #[cbor(default)]
+    pub hold_ms: u32,
 }
 
 /// Asks for the last chunk of some data on one chain.
@@ -354,6 +363,33 @@ pub struct ReadReplicaResponse {
     pub checksums: Vec<u32>,
 }
 
+/// Has a replica scrubbed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct ScrubRequest {
+    /// The replica; `chain_version` 0 asks whatever the version.
+    #[n(0)]
+    pub to: Address,
+    /// Begin a round now; else only its progress is asked for.
+    #[n(1)]
+    pub start: bool,
+}
+
+/// Answer to [`ScrubRequest`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct ScrubResponse {
+    /// How it ended.
+    #[n(0)]
+    pub status: Status,
+    /// When a round was begun: it is finished when so many rounds are.
+    #[n(1)]
+    pub round: u64,
+    /// How far it is.
+    #[n(2)]
+    pub progress: ScrubProgress,
+}
+
 cbor_body!(
     UpdateResponse,
     ForwardResponse,
@@ -374,4 +410,6 @@ cbor_body!(
     SpaceResponse,
     ReadReplicaRequest,
     ReadReplicaResponse,
+    ScrubRequest,
+    ScrubResponse,
 );

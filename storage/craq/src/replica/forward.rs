@@ -1,7 +1,7 @@
 //! Updates along the chain: forwards, commits coming back, aborts.
 
 use super::active::{Job, Phase, Update, Waiting};
-use super::{Ctx, Purpose, RETRY, Replica, Role, payload_of, same};
+use super::{Ctx, Purpose, RETRY, ROOM, Replica, Role, payload_of, same};
 use crate::io::{Address, Answer, Forward, Message, Output, Payload, SendId, Token};
 use crate::state::{Change, Content};
 use ember_types::{ChunkId, ChunkVersion, Status, TargetId, WriterRecord, mutant};
@@ -118,6 +118,13 @@ impl Replica {
                 // The successor can't make the same content out of its own: once more, whole (R14).
                 update.retry_at = if update.whole { later } else { None };
                 update.whole = true;
+            }
+            // Whoever is only being brought up to date has no say in what is written: mgmtd takes it out until it
+            // has room, and the update goes on without it.
+            Answer::Reply { status: Status::NoSpace, .. }
+                if syncing && !mutant!(r13_syncing_target_refuses) =>
+            {
+                update.retry_at = Some(ctx.now + ROOM);
             }
             Answer::Reply { status: status @ (Status::NoSpace | Status::InvalidArgument), .. } => {
                 return self.on_refused(ctx, chunk, status);

@@ -29,6 +29,8 @@ const SENDS_MAX: usize = 32_768;
 const WAITERS_MAX: usize = 8;
 /// After a refusal or a lost answer a message is sent again this much later.
 const RETRY: Duration = Duration::from_millis(50);
+/// A syncing successor without room is asked again so much later: mgmtd takes it out meanwhile.
+const ROOM: Duration = Duration::from_millis(500);
 /// Without an answer for so long, the successor is reported (R10).
 const UNRESPONSIVE: Duration = Duration::from_secs(2);
 
@@ -209,6 +211,7 @@ impl Replica {
             }
             Input::Answered { id, answer } => self.on_answered(ctx, id, answer),
             Input::Page { id, page } => self.on_page(ctx, id, page),
+            Input::SyncTurn { chunk } => self.on_sync_turn(ctx, chunk),
             Input::Prepared { chunk, version, length, checksum } => {
                 self.on_prepared(ctx, chunk, version, length, checksum);
             }

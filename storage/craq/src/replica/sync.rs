@@ -2,14 +2,14 @@
 //! Also repairs, which hold that place too (R14).
 
 use super::active::{Job, Waiting};
-use super::{Ctx, Purpose, RETRY, Replica, Role, SyncStatus, same};
+use super::{Ctx, Purpose, RETRY, ROOM, Replica, Role, SyncStatus, same};
 use crate::io::{Address, Answer, Message, Output, Page, SendId, SyncItem, Token};
 use crate::state::{Content, Summary};
 use ember_types::{ChunkId, ChunkVersion, Instant, Status, TargetId, mutant};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// Chunks that hold or wait for their place at once.
-const WINDOW: usize = 8;
+/// Chunks that wait for their turn, or wait for or hold their place, at once.
+const WINDOW: usize = 32;
 /// Repairs of one chunk that wait.
 const REPAIRS_MAX: usize = 1;
 
@@ -21,6 +21,9 @@ pub(super) struct Source {
     fetching: Option<SendId>,
     exhausted: bool,
     nominated: VecDeque<ChunkId>,
+    /// Nominated chunks whose turn has been asked for.
+    turns: BTreeSet<ChunkId>,
+    /// Chunks that wait for their place or hold it.
     outstanding: usize,
     told: bool,
     complete: bool,
@@ -42,25 +45,25 @@ impl Replica {
         self.drive_sync(ctx);
     }
 
-    /// Keeps the window full; when nothing is left, gets the next page or says that all is done.
+    /// Keeps the window full, and the next page at hand; when nothing is left, says that all is done.
     fn drive_sync(&mut self, ctx: &mut Ctx) {
         let Some(to) = self.successor() else { return };
         while let Some(source) = &mut self.sync {
-            if source.outstanding < WINDOW
+            if source.turns.len() + source.outstanding < WINDOW
                 && let Some(chunk) = source.nominated.pop_front()
             {
-                source.outstanding += 1;
-                self.load(ctx, chunk).queue.push_back(Waiting::Sync);
-                self.run_next(ctx, chunk);
+                source.turns.insert(chunk);
+                ctx.out.push(Output::SyncTurn { chunk });
                 continue;
             }
-            let waits = source.outstanding > 0 || source.fetching.is_some() || source.complete || source.told;
-            if waits || source.retry_at.is_some_and(|at| at > ctx.now) {
+            let busy = source.fetching.is_some() || source.complete || source.told;
+            if busy || source.nominated.len() >= WINDOW || source.retry_at.is_some_and(|at| at > ctx.now) {
                 return;
             }
+            let open = source.outstanding > 0 || !source.turns.is_empty() || !source.nominated.is_empty();
             // A version of before may have been acknowledged once: the target must hold it before it can serve.
             let held = self.unsettled.is_empty() || mutant!(r11_sync_done_before_pending);
-            if source.exhausted && !held {
+            if source.exhausted && (open || !held) {
                 return;
             }
             source.retry_at = None;
@@ -77,6 +80,16 @@ impl Replica {
                 ctx.out.push(Output::FetchPage { id, to, after });
             }
             return;
+        }
+    }
+
+    /// The chunk may be sent as soon as it has its place.
+    pub(super) fn on_sync_turn(&mut self, ctx: &mut Ctx, chunk: ChunkId) {
+        let Some(source) = &mut self.sync else { return };
+        if source.turns.remove(&chunk) {
+            source.outstanding += 1;
+            self.load(ctx, chunk).queue.push_back(Waiting::Sync);
+            self.run_next(ctx, chunk);
         }
     }
 
@@ -179,8 +192,9 @@ impl Replica {
                 self.drive_sync(ctx);
             }
             other => {
-                (*sent, *retry_at) = (None, Some(ctx.now + RETRY));
-                if let Answer::Reply { status: Status::NoSpace | Status::DeviceError, .. } = other {
+                let full = matches!(other, Answer::Reply { status: Status::NoSpace, .. });
+                (*sent, *retry_at) = (None, Some(ctx.now + if full { ROOM } else { RETRY }));
+                if let Answer::Reply { status: Status::DeviceError, .. } = other {
                     self.accuse(ctx, true);
                 }
             }

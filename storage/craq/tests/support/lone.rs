@@ -24,6 +24,8 @@ pub struct Lone {
     /// The store's operations wait for [`Lone::release`].
     pub hold: bool,
     pub held: Vec<Output>,
+    /// Turns of a resync don't come by themselves.
+    pub hold_turns: bool,
     pub out: Vec<Output>,
     pub bytes: Vec<u8>,
 }
@@ -58,7 +60,7 @@ impl Lone {
         let replica = Replica::new(identity, ChainVersion(0), &store, [], []);
         let now = Instant::default() + Duration::from_secs(1);
         let (held, out, bytes) = (Vec::new(), Vec::new(), Vec::new());
-        let mut lone = Self { replica, store, me, now, hold: false, held, out, bytes };
+        let mut lone = Self { replica, store, me, now, hold: false, held, hold_turns: false, out, bytes };
         lone.feed(Input::Chain(chain));
         lone.feed(Input::Lease { until: LATER });
         lone
@@ -79,6 +81,7 @@ impl Lone {
         for output in out {
             match output {
                 Output::StoreVersion(v) => self.feed(Input::VersionStored(v)),
+                Output::SyncTurn { chunk } if !self.hold_turns => self.feed(Input::SyncTurn { chunk }),
                 Output::Prepare { .. }
                 | Output::Commit { .. }
                 | Output::Drop { .. }
@@ -153,6 +156,14 @@ impl Lone {
             .target;
         let to = self.to();
         self.feed(Input::Forward { token, to, from, epoch, forward });
+    }
+
+    /// The page that was asked for last.
+    pub fn page(&self) -> Option<SendId> {
+        self.out.iter().rev().find_map(|o| match o {
+            Output::FetchPage { id, .. } => Some(*id),
+            _ => None,
+        })
     }
 
     /// The last message sent, and to whom.

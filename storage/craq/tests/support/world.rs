@@ -202,6 +202,10 @@ impl World {
             }
             Output::Send { id, to, message } => self.send(i, id, to, message),
             Output::FetchPage { id, to, after } => self.fetch_page(i, id, to, after),
+            Output::SyncTurn { chunk } => {
+                let delay = self.between(0, 4);
+                self.at(delay, Event::Plain { node: i, boot, input: Box::new(Input::SyncTurn { chunk }) });
+            }
             Output::Reply { token, status, version, length } => {
                 let chain_version =
                     self.nodes[i].replica.as_ref().map_or(ChainVersion(0), Replica::chain_version);

@@ -201,3 +201,48 @@ fn damage_store(kv: &Path) -> Result<Vec<String>> {
     ensure!(!names.is_empty(), "the store in {} has no files", kv.display());
     Ok(names)
 }
+
+/// The directory of the only generation of each target of a storage node, in order.
+fn targets(cluster: &TestCluster, node: u32) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(cluster.data().join(format!("storage-{node}")))?;
+    let mut found = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>>>()?;
+    found.retain(|path| path.is_dir());
+    found.sort();
+    Ok(found)
+}
+
+#[test]
+fn anothers_directory_is_kept_aside_and_a_removed_one_is_replaced_when_asked() -> Result<()> {
+    let Some(cluster) = mounted("anothers")? else { return Ok(()) };
+    fill(&cluster)?;
+    cluster.down()?;
+    let own = targets(&cluster, 1)?;
+    let [first, second, ..] = own.as_slice() else { bail!("two targets a node are needed: {own:?}") };
+    for name in ["superblock-a", "superblock-b"] {
+        std::fs::copy(second.join(name), first.join(name))?;
+    }
+    cluster.up(&[])?;
+    read_all(&cluster)?;
+    cluster.wait_health("OK", SOON)?;
+    ensure!(first.join("superblock-a").exists(), "the old content is kept");
+    let log = std::fs::read_to_string(cluster.data().join("logs/storage-1.log"))?;
+    for words in ["superblock-a, offset 32: is target", "point the storage node at its own data directory"] {
+        ensure!(log.contains(words), "{words:?} is not in the log");
+    }
+    // Removed while the process lives: nothing that is written there would last.
+    let gone = targets(&cluster, 2)?.pop().context("a target")?;
+    std::fs::remove_dir_all(&gone)?;
+    cluster.wait_health("WARN", SOON)?;
+    let name = gone.file_name().context("name")?.to_string_lossy().into_owned();
+    let id = name.split('-').nth(1).context("number of the target")?.to_owned();
+    read_all(&cluster)?;
+    cluster.ember_ok(&["target", "replace", &id]).or_else(|_| {
+        // Refused until its node has said that it stopped.
+        std::thread::sleep(Duration::from_secs(3));
+        cluster.ember_ok(&["target", "replace", &id])
+    })?;
+    cluster.wait_health("OK", SOON)?;
+    expect_exit(&cluster.ember(&["target", "scrub", "--all", "--wait"])?, 0, &["nothing damaged"])?;
+    cluster.verify_replicas()?;
+    read_all(&cluster)
+}

@@ -35,7 +35,10 @@ impl World {
             node.waits.clear();
             self.answers.retain(|&token, _| !matches!(origin(token), Origin::Peer { node, .. } if node == i));
         }
+        let turn = |output: &Output| if let Output::SyncTurn { chunk } = output { Some(*chunk) } else { None };
+        let turns: Vec<_> = out.iter().filter_map(turn).collect();
         out.into_iter().for_each(|output| self.obey(i, output, bytes));
+        turns.into_iter().for_each(|chunk| self.feed(i, at, Input::SyncTurn { chunk }, 0, bounds));
         while !bounds.late_store && !self.nodes[i].disk.is_empty() {
             let (operation, bytes) = Arc::make_mut(&mut self.nodes[i]).disk.remove(0);
             self.store(i, &operation, bytes, bounds);
@@ -69,6 +72,8 @@ impl World {
             Output::Repair { .. } => self.fail("a repair, and no bytes are bad"),
             Output::Send { id, to, message } => self.send(i, id, to, message),
             Output::FetchPage { id, to, .. } => self.fetch_page(i, id, to),
+            // It comes at once.
+            Output::SyncTurn { .. } => {}
             Output::Reply { token, status, version, .. } => {
                 let chain_version = node.replica.chain_version();
                 if !node.owes.remove(&token) {

@@ -258,6 +258,10 @@ impl Sim {
         }
     }
 
+    fn input_soon(self: &Rc<Self>, target: TargetId, boot: u64, input: Input) {
+        self.after(MS, move |own| own.input(target, boot, input));
+    }
+
     fn output(self: &Rc<Self>, target: TargetId, boot: u64, output: Output) {
         match output {
             Output::StoreVersion(version) => self.disk(target, boot, move |_, node| {
@@ -305,11 +309,10 @@ impl Sim {
                     Some(Input::Installed { chunk })
                 });
             }
-            Output::Repair { chunk, .. } => {
-                self.after(MS, move |own| own.input(target, boot, Input::Repaired { chunk }));
-            }
+            Output::Repair { chunk, .. } => self.input_soon(target, boot, Input::Repaired { chunk }),
             Output::Send { id, to, message } => self.send_message(target, boot, id, to, message),
             Output::FetchPage { id, to, after } => self.fetch_page(target, boot, id, to, after),
+            Output::SyncTurn { chunk } => self.input_soon(target, boot, Input::SyncTurn { chunk }),
             Output::Reply { token, status, version, .. } => {
                 self.answer(target, token, status, version, Vec::new());
             }
