@@ -119,7 +119,8 @@ pub(crate) fn write(files: &Files, identity: &Identity) -> Result<()> {
     NAMES.iter().try_for_each(|name| files.write_small(name, &bytes))
 }
 
-/// Reads the superblock, of format version `oldest` or later. A damaged copy is reported as the second value if the other one is good.
+/// Reads the superblock, of format version `oldest` or later. A damaged copy is reported as the second value if the
+/// other one is good.
 pub(crate) fn read(files: &Files, oldest: u32) -> Result<(Identity, Vec<EngineError>)> {
     let copies = NAMES.map(|name| {
         let bytes = files.read_small(name)?;
