@@ -170,6 +170,7 @@ fn mgmtd_messages() -> Vec<Vec<u8>> {
         wants_replacement: false,
         stopped: true,
         no_room: false,
+        slow: false,
         scrub: Some(mgmtd::ScrubProgress { running: true, found: 2, ..mgmtd::ScrubProgress::default() }),
     };
     let beat = mgmtd::HeartbeatRequest {
