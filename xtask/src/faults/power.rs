@@ -7,7 +7,8 @@ use ember_cluster_tests::power::PowerCluster;
 /// Rounds within which a disk that lies about flushes must be found out.
 const LIES: u32 = 10;
 
-/// Disks that lie must be found out first: those of all storage nodes about their data files, then the KV engine's. Then so many losses; everything whose fsync returned is read after each, and all replicas are compared at the end.
+/// Disks that lie must be found out first: those of all storage nodes about their data files, then the KV engine's.
+/// Then so many losses; everything whose fsync returned is read after each, and all replicas are compared at the end.
 pub(super) fn run(bench: &Bench, rounds: u32) -> Result<()> {
     for (who, path) in [("storage, about data files,", "/data-"), ("the KV engine", "control/kv")] {
         lie(bench, who, path)?;
