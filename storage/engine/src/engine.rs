@@ -83,7 +83,11 @@ impl Engine {
                 remedy: "open it, or run `ember target replace`",
             });
         }
-        files.write_small(CREATING, b"this target is being created\n")?;
+        // Its name is all that counts. It may be there, and still unflushed.
+        if !unfinished {
+            files.close(&files.create(CREATING)?);
+        }
+        files.sync_dir()?;
         for name in names.iter().filter(|name| is_ours(name)) {
             files.remove(name)?;
         }

@@ -41,7 +41,6 @@ flush_classes! {
     DirEmpty = "directory: removed empty segment",
     Superblock = "superblock",
     DirSuperblock = "directory: superblock",
-    Marker = "marker of a creation",
     DirMarker = "directory: marker of a creation",
     DirCreated = "directory: end of a creation",
     DirTarget = "directory: target",
@@ -387,6 +386,7 @@ impl DiskState {
             Some(Naming::Dir(_)) => FlushClass::DirTarget,
             Some(naming @ Naming::Link(..)) if is(naming, "/log-") => FlushClass::DirSegment,
             Some(naming @ Naming::Link(..)) if is(naming, "/data-") => FlushClass::DirData,
+            Some(naming @ Naming::Link(..)) if is(naming, "/creating") => FlushClass::DirMarker,
             Some(Naming::Rename(..)) => FlushClass::DirCheckpoint,
             Some(naming @ Naming::Unlink(_)) if is(naming, "/creating") => FlushClass::DirCreated,
             Some(naming @ Naming::Unlink(_)) if is(naming, "/log-") && self.opening => FlushClass::DirEmpty,
@@ -492,13 +492,9 @@ impl Disk for FaultDisk {
     fn write_small(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let mut state = self.0.borrow_mut();
         state.alive()?;
-        let (file, dir) = match name.ends_with("creating") {
-            true => (FlushClass::Marker, FlushClass::DirMarker),
-            false => (FlushClass::Superblock, FlushClass::DirSuperblock),
-        };
         let content = Pages::new(content);
         let mut inode = Inode { view: content.clone(), ..Inode::default() };
-        if state.skip == Some(file) {
+        if state.skip == Some(FlushClass::Superblock) {
             inode.unflushed.push(Unflushed { id: 0, change: Change::Content(content), done: true });
         } else {
             inode.durable = content;
@@ -506,7 +502,7 @@ impl Disk for FaultDisk {
         state.inodes.push(inode);
         let inode = state.inodes.len() - 1;
         state.naming(Naming::Link(name.to_owned(), inode));
-        state.sync_dir(parent(name), dir);
+        state.sync_dir(parent(name), FlushClass::DirSuperblock);
         Ok(())
     }
     fn lock(&self, _: &str) -> io::Result<()> {
