@@ -317,7 +317,8 @@ impl Marksman {
             member.is_some_and(|m| matches!(m.state, PublicState::Serving | PublicState::Syncing))
         };
         if !self.until(LEAVES_MS, 10 * MS, || !active()) && self.world.failure().is_none() {
-            self.world.fail("a target whose disk hangs leaves its chain", &format!("target {}", victim.target));
+            self.world
+                .fail("a target whose disk hangs leaves its chain", &format!("target {}", victim.target));
         }
         self.wait(500, 4_000);
         self.restart(victim);
