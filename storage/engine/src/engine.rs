@@ -2,7 +2,7 @@
 
 use crate::api::{ChunkState, Install, Prepare, Prepared, Read, TargetSpace, Which};
 use crate::checkpoint::{Generations, remove_surplus, write_checkpoint};
-use crate::class::{CLASSES, blocks_of, class_for, slot_bytes};
+use crate::class::{CLASSES, SlotId, blocks_of, class_for, slot_bytes};
 use crate::error::{EngineError, Result};
 use crate::files::Files;
 use crate::index::Index;
@@ -178,6 +178,11 @@ impl Engine {
             slots.grow(at.class, at.slot + 1);
             slots.take(at);
         }
+        let log = Log::new(segment);
+        for (class, file) in (0..CLASSES).zip(&data) {
+            let Some(file) = file else { continue };
+            log.settled().find(class, |from| files.written(file, from))?;
+        }
         Ok(Self(Rc::new(Inner {
             rt: rt.clone(),
             files,
@@ -187,7 +192,7 @@ impl Engine {
             slots: RefCell::new(slots),
             data: RefCell::new(data),
             growing: Semaphore::new(1),
-            log: Log::new(segment),
+            log,
             checkpointing: Semaphore::new(1),
             generations: RefCell::new(generations),
             counters: CounterCells::default(),
@@ -466,8 +471,9 @@ impl Inner {
             let Some(file) = self.data_file(class) else { continue };
             let slots = self.slots.borrow_mut().take_unpunched(class, limit);
             for slot in slots {
-                let at = crate::class::SlotId { class, slot };
+                let at = SlotId { class, slot };
                 let punched = self.files.punch(&file, at.offset(0), slot_bytes(class)).await;
+                self.log.settled().punched(at);
                 self.slots.borrow_mut().punched(at);
                 punched?;
                 bytes += slot_bytes(class);

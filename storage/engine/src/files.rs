@@ -116,6 +116,10 @@ impl Files {
         let written = self.disk().and_then(|disk| disk.written(file.id, from));
         written.map_err(io_error(file.path.clone(), "ask what is written of"))
     }
+    /// See [`Disk::overwrites_in_place`].
+    pub(crate) fn overwrites_in_place(&self) -> bool {
+        self.queue.disk().overwrites_in_place()
+    }
     pub(crate) fn space(&self) -> Result<Space> {
         self.disk().and_then(|disk| disk.space()).map_err(io_error(self.dir.clone(), "ask the free space of"))
     }

@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 use std::task::Poll;
 
@@ -67,6 +68,17 @@ pub struct Boundary {
     pub model: Model,
 }
 
+/// What a device and its file system promise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Device {
+    /// A flush of a file makes durable what was written to it.
+    Plain,
+    /// And what was written over in place in any file.
+    InPlace,
+    /// What was written over in place is durable when the write has ended.
+    Protected,
+}
+
 /// Everything about the disk.
 pub struct DiskState {
     inodes: Vec<Inode>,
@@ -99,6 +111,8 @@ pub struct DiskState {
     pub fail_reads: Option<&'static str>,
     /// Flushes of this class do nothing: a planted bug.
     pub skip: Option<FlushClass>,
+    /// What a flush and a finished write promise.
+    pub device: Device,
     /// Offsets and lengths of writes: (name, offset, length).
     pub trace: Option<Vec<(String, u64, usize)>>,
 }
@@ -128,6 +142,7 @@ impl DiskState {
             fail_writes: None,
             fail_reads: None,
             skip: None,
+            device: Device::Plain,
             trace: None,
         }
     }
@@ -172,18 +187,17 @@ impl DiskState {
                     written =
                         if let Change::Write(_, pages) = &change.change { pages.len() * PAGE } else { 0 };
                 }
+                if self.device == Device::Protected {
+                    state.overwrite(|other| other == id);
+                }
                 (Ok(written), None)
             }
             FlightKind::Sync(ids, class) => {
                 if self.skip != Some(class) {
-                    let Inode { durable, unflushed, .. } = state;
-                    unflushed.retain(|u| {
-                        let flushed = ids.contains(&u.id);
-                        if flushed {
-                            u.change.apply(durable);
-                        }
-                        !flushed
-                    });
+                    state.flush(|id| ids.contains(&id));
+                    if self.device != Device::Plain {
+                        self.inodes.iter_mut().for_each(|inode| inode.overwrite(|id| ids.contains(&id)));
+                    }
                 }
                 (Ok(0), None)
             }
@@ -216,7 +230,9 @@ impl DiskState {
                 return;
             }
             OpKind::Sync => {
-                let done = self.inodes[inode].unflushed.iter().filter(|u| u.done).map(|u| u.id).collect();
+                // Of other files too: what was done before is what a flush of the device is for.
+                let done = self.inodes.iter().flat_map(|inode| &inode.unflushed).filter(|u| u.done);
+                let done = done.map(|u| u.id).collect();
                 let class = self.class_of_sync(inode, &name);
                 self.flights.push(Flight { token: op.token, inode, kind: FlightKind::Sync(done, class) });
                 return;
@@ -280,8 +296,8 @@ impl DiskState {
         Self { names, durable_names, inodes, total, ..Self::new(seed) }
     }
     fn restarted(&mut self, names: Names, inodes: Vec<Inode>) -> Self {
-        let (total, skip) = (self.total, self.skip);
-        Self { total, skip, ..Self::started(self.random.next(), names, inodes) }
+        let (total, skip, device) = (self.total, self.skip, self.device);
+        Self { total, skip, device, ..Self::started(self.random.next(), names, inodes) }
     }
     /// The disk after power loss: any part of what was not flushed.
     pub fn after_power_loss(&mut self) -> Self {
@@ -318,6 +334,7 @@ impl DiskState {
             durable: i.view.clone(),
             view: i.view.clone(),
             unflushed: Vec::new(),
+            settled: i.settled.clone(),
         });
         let inodes = inodes.collect();
         self.restarted(names, inodes)
@@ -515,6 +532,15 @@ impl Disk for FaultDisk {
     fn space(&self) -> io::Result<Space> {
         let state = self.0.borrow();
         Ok(Space { total: state.total, available: state.available(), file_system: 0 })
+    }
+    fn overwrites_in_place(&self) -> bool {
+        self.0.borrow().device != Device::Plain
+    }
+    fn written(&self, file: FileId, from: u64) -> io::Result<Vec<Range<u64>>> {
+        let state = self.0.borrow();
+        let pages = state.inodes[state.open[&file.0]].written();
+        let pages = pages.into_iter().map(|page| (page * PAGE) as u64).filter(|start| *start >= from);
+        Ok(pages.take(3).map(|start| start..start + PAGE as u64).collect())
     }
     fn warnings(&self) -> Vec<&'static str> {
         Vec::new()
