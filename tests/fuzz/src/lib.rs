@@ -8,7 +8,9 @@
 #![forbid(unsafe_code)]
 
 pub mod corpus;
+mod directory;
 mod disk;
+mod memory;
 pub mod mutate;
 mod net;
 mod reactor;
@@ -32,6 +34,7 @@ pub const TARGETS: &[Target] = &[
     ("engine-superblock", disk::superblock),
     ("engine-records", disk::records),
     ("engine-frame", disk::frame),
+    ("engine-directory", directory::directory),
     ("kv-journal", disk::journal),
     ("kv-files", disk::kv_files),
     ("kv-export", disk::export),
@@ -54,6 +57,8 @@ pub fn allowance(name: &str, len: usize) -> usize {
             // Two frames at a time, in buffers of a power of two.
             2 * (ember_wire::PAYLOAD_MAX + ember_wire::BODY_MAX).next_power_of_two()
         }
+        // A directory of files of a MiB and more, in several states.
+        "engine-directory" => 64 << 20,
         _ => 2 << 20,
     };
     fixed + 512 * len

@@ -29,6 +29,7 @@ pub fn of(target: &str) -> io::Result<Vec<Vec<u8>>> {
         "engine-superblock" => disk::superblocks(),
         "engine-records" => disk::records(),
         "engine-frame" => disk::frames(),
+        "engine-directory" => crate::directory::samples(),
         "kv-journal" => disk::kv_store()?.journals,
         "kv-files" => disk::kv_store()?.files,
         "kv-export" => disk::exports(),
