@@ -28,13 +28,24 @@ pub const SMALL: Bounds = Bounds { name: "small", reads: 1, reaches: &[WRITTEN, 
 pub const WRONG: Bounds =
     Bounds { name: "wrong rule", mutant: Some("r06_read_answers_pending"), reaches: &[], ..NOTHING };
 
+/// Of a client that doesn't write it is all the same which chunk it would.
+const ONE: &[[usize; CLIENTS]] = &[[0, 1]];
+
 /// All configurations of the replica protocol.
 pub const CRAQ: &[Bounds] = &[
     SMALL,
     Bounds { name: "late store", late_store: true, reads: 1, reaches: &[WRITTEN, ASKED], ..NOTHING },
     Bounds { name: "lossy", losses: 1, ticks: 1, tries: 2, reads: 1, reaches: &[WRITTEN, ASKED], ..NOTHING },
-    Bounds { name: "lease", expiries: 1, prompt_notes: true, writers: 1, reaches: &[WHOLE], ..NOTHING },
-    Bounds { name: "late notes", crashes: 1, writers: 1, reaches: &[WHOLE], ..NOTHING },
+    Bounds {
+        name: "lease",
+        expiries: 1,
+        prompt_notes: true,
+        writers: 1,
+        chunks: ONE,
+        reaches: &[WHOLE],
+        ..NOTHING
+    },
+    Bounds { name: "late notes", crashes: 1, writers: 1, chunks: ONE, reaches: &[WHOLE], ..NOTHING },
     Bounds { name: AMNESIA, crashes: 1, ticks: 1, prompt_notes: true, reaches: &[WRITTEN, WHOLE], ..NOTHING },
 ];
 /// The configuration that must have as many states as the project asks for.
