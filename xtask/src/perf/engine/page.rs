@@ -89,8 +89,8 @@ pub(super) fn write(tables: &str, args: &EngineArgs) -> Result<()> {
          - Machine: {}.\n\
          - One engine in one lane, without network and replicas (`storage/engine/examples/speed`), beside fio\n  \
          (io_uring, O_DIRECT) on a file of the same file system that is written already, at the same depth.\n\
-         - 1 MiB writes: fio has 16 in flight, and up to 16 more that are written but not flushed; the engine has 32\n  \
-         unanswered, which are durable when they are.\n\
+         - 1 MiB writes: fio has 16 in flight, and up to 16 more that are written but not flushed; the engine has\n  \
+         32 unanswered, which are durable when they are.\n\
          - Data set: {} GiB a side in chunks of 1 MiB. Medians of {} runs of {} s, fio and the engine in turn,\n  \
          caches dropped before each.\n\
          - Every read is compared with its checksums, every payload with those that came with it.\n\
