@@ -148,7 +148,8 @@ mod tests {
     fn space_that_is_given_back_is_not_settled_by_a_flush_that_goes_on() {
         let mut settled = Settled::new();
         let at = SlotId { class: 0, slot: 0 };
-        settled.find(0, |from| Ok(if from == 0 { vec![0..4096] } else { Vec::new() })).unwrap();
+        let find = |from| Ok((from == 0).then_some(0..4096).into_iter().collect());
+        settled.find(0, find).unwrap();
         assert!(settled.covers(at, 1));
         settled.written(at, 0, 1);
         settled.flush_begins(0);

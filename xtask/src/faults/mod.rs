@@ -5,7 +5,7 @@ mod copy;
 mod crash;
 mod fio;
 mod mixed;
-mod pause;
+pub(crate) mod pause;
 mod power;
 mod programs;
 

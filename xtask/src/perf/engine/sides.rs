@@ -1,6 +1,7 @@
 //! One run of fio, and one of the engine.
 
 use super::Row;
+use crate::faults::pause::pause;
 use crate::perf::machine::{Meter, Reading};
 use anyhow::{Context, Result, ensure};
 use ember_cluster_tests::{drop_caches, missing_program, run as run_program};
@@ -211,7 +212,7 @@ impl Bench {
         let mut ready = self.ready(row, COUNTED_S)?;
         let pid = ready.child.id().to_string();
         let counting = Command::new("perf").args(stat).args(["-p", &pid]).spawn();
-        std::thread::sleep(ATTACH);
+        pause(ATTACH);
         let report = ready.go()?;
         ready.end()?;
         if let Ok(mut counting) = counting
