@@ -13,6 +13,8 @@ const FREE_ERR_PERCENT: u64 = 3;
 
 /// How the trouble of a target begins whose disk is too full for what it lacks.
 const NO_SPACE: &str = "no space";
+/// What the trouble of a target says whose disk doesn't answer.
+const HANGS: &str = " hangs: ";
 
 /// How bad it is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -155,9 +157,14 @@ fn chains(status: &ClusterStatus, local: &Local) -> Vec<Check> {
 
 fn targets(status: &ClusterStatus, local: &Local) -> Vec<Check> {
     let troubled = status.targets.iter().filter(|target| !target.trouble.is_empty());
-    let remedy = |target: &TargetStatus| match target.trouble.starts_with(NO_SPACE) {
-        true => "delete files, or give the disk more room: it is brought up to date then".to_owned(),
-        false => {
+    let remedy = |target: &TargetStatus| match &target.trouble {
+        text if text.starts_with(NO_SPACE) => {
+            "delete files, or give the disk more room: it is brought up to date then".to_owned()
+        }
+        text if text.contains(HANGS) => {
+            "it comes back by itself when the disk answers; if it doesn't, replace the disk".to_owned()
+        }
+        _ => {
             let (id, data) = (target.id, &local.data);
             format!("`ember target replace {id} --data {data}` fills it anew from its replicas")
         }

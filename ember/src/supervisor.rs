@@ -21,6 +21,10 @@ const RESTART_PAUSE: Duration = Duration::from_secs(5);
 /// How long a daemon may take to stop before it is killed: a mount that is busy, a metadata export.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
+/// Tries to get the lock of the supervisor, and the pause between them.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
 /// One daemon under supervision.
 #[derive(Default)]
 struct Watched {
@@ -46,7 +50,16 @@ struct Supervisor {
 
 /// Runs until SIGTERM or SIGINT, then stops every daemon in order: mounts, storage, control.
 pub(crate) async fn run(rt: Rt, dir: DataDir) -> Result<()> {
-    let Some(_lock) = lock_supervisor(&dir)? else {
+    let mut lock = lock_supervisor(&dir)?;
+    for _ in 0..LOCK_TRIES {
+        if lock.is_some() {
+            break;
+        }
+        // Whoever asks whether there is a supervisor has the lock for a moment.
+        rt.sleep(LOCK_PAUSE).await;
+        lock = lock_supervisor(&dir)?;
+    }
+    let Some(_lock) = lock else {
         return Err(Failure::refused(format!("a supervisor of {} runs already", dir.root().display())));
     };
     let mut shutdown = ember_daemon::shutdown_signal(&rt)?;

@@ -127,6 +127,7 @@ impl Fake {
                 wants_replacement: false,
                 stopped: false,
                 no_room: false,
+                slow: false,
                 scrub: None,
             };
             let mut reports = self.reports.borrow_mut();

@@ -1,5 +1,8 @@
 //! Settings.
 
+use crate::error::StorageError;
+use ember_engine::Durability;
+
 ember_types::config! {
     /// The storage service.
     pub struct StorageConfig {
@@ -9,6 +12,20 @@ ember_types::config! {
         pub disks: Vec<String> = Vec::new(),
         /// Operations that each disk has in flight at most.
         pub disk_depth: usize = 128,
+        /// An operation of a disk that has not ended after so long, in milliseconds, takes its targets out of
+        /// service until it has; 0 waits for ever.
+        pub disk_timeout_ms: u64 = 5_000,
+        /// A disk is reported as slow if the slowest of 100 operations takes so long, in milliseconds; 0 never.
+        pub disk_slow_ms: u64 = 1_000,
+        /// A disk that is so slow has its targets taken out of service where the rest of their chain is well, in
+        /// milliseconds; 0 never.
+        pub disk_demote_ms: u64 = 3_000,
+        /// Time over which, and for which, a disk must be slow, in seconds; at most 60.
+        pub disk_slow_window_s: u64 = 10,
+        /// What the disks promise: "flush" (what they have taken is durable after a flush) or "plp" (they have
+        /// power-loss protection: what they have taken is durable). "plp" saves flushes on ext4; on disks without
+        /// protection it loses acknowledged writes when the power fails.
+        pub durability: String = "flush".to_owned(),
         /// Bytes of a disk that updates leave free.
         pub reserve_bytes: u64 = 256 << 20,
         /// Bytes of memory, for each target, for the checksums of data that were used lately. A 1/1000 of the data
@@ -29,5 +46,19 @@ ember_types::config! {
         pub resync_bytes_per_s: u64 = 0,
         /// Connections at once.
         pub connections_max: usize = 4096,
+    }
+}
+
+impl StorageConfig {
+    /// What the disks promise.
+    pub(crate) fn durability(&self) -> Result<Durability, StorageError> {
+        match self.durability.as_str() {
+            "flush" => Ok(Durability::Flush),
+            "plp" => Ok(Durability::Plp),
+            other => {
+                let what = format!("{other:?} is neither \"flush\" nor \"plp\"");
+                Err(StorageError::Config { name: "durability", what })
+            }
+        }
     }
 }

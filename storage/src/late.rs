@@ -9,6 +9,7 @@ use ember_rt::sync::Notify;
 use ember_rt::{LocalBoxFuture, Rt};
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -138,6 +139,9 @@ impl Disk for LateDisk {
     }
     fn overwrites_in_place(&self) -> bool {
         self.found.borrow().as_ref().is_some_and(|disk| disk.overwrites_in_place())
+    }
+    fn written(&self, file: FileId, from: u64) -> io::Result<Vec<Range<u64>>> {
+        self.disk()?.written(file, from)
     }
     fn warnings(&self) -> Vec<&'static str> {
         let found = self.found.borrow().clone();

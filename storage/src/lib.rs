@@ -14,6 +14,7 @@
 mod config;
 mod convert;
 mod error;
+mod health;
 mod late;
 mod node;
 mod pace;

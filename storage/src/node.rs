@@ -2,6 +2,7 @@
 
 use crate::config::StorageConfig;
 use crate::error::StorageError;
+use crate::health::{self, Failures, Speed};
 use crate::late::LateDisk;
 use crate::remove::Removals;
 use crate::resync::Resyncs;
@@ -11,15 +12,17 @@ use crate::target::Target;
 use ember_client::mgmtd::{Lease, NodeAgent, NodeIdentity, NodeState, RoutingCache};
 use ember_craq::{Input, Replica, Role};
 use ember_net::{Pool, Server, ServerIdentity, ServerOptions};
-use ember_rt::disk::DiskQueue;
+use ember_rt::disk::{DiskQueue, Space};
 use ember_rt::net::Listener;
 use ember_rt::select::{Either, Either3, join_all, select, select3};
 use ember_rt::sync::Notify;
 use ember_rt::{Addr, Rt, watch};
-use ember_types::{CapabilityKey, Chain, ClientId, LocalState, NodeId, PublicState, TargetId, TargetInfo};
+use ember_types::{
+    CapabilityKey, Chain, ClientId, Instant, LocalState, NodeId, PublicState, TargetId, TargetInfo,
+};
 use ember_wire::mgmtd::{TargetOrder, TargetReport};
 use ember_wire::storage::DiskSpace;
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
@@ -82,6 +85,11 @@ pub(crate) struct Node {
     pub(crate) key: CapabilityKey,
     pub(crate) disks: Vec<DiskQueue>,
     pub(crate) slots: RefCell<BTreeMap<TargetId, Slot>>,
+    pub(crate) failures: RefCell<BTreeMap<TargetId, Failures>>,
+    /// Of each disk.
+    pub(crate) speeds: RefCell<Vec<Speed>>,
+    /// When this process last began to run, after its start or after it stood still.
+    pub(crate) awake_since: Cell<Instant>,
     pub(crate) removals: Removals,
     /// Somebody asked for a scrub.
     pub(crate) scrub_wanted: Notify,
@@ -114,7 +122,9 @@ impl Node {
         let running = self.running();
         let rows = self.disks.iter().enumerate().map(|(i, queue)| {
             let disk = i as u32;
-            let space = queue.disk().space().unwrap_or_default();
+            // A disk that hangs might not even tell its space.
+            let known = self.hangs(disk).is_none();
+            let space = if known { queue.disk().space().unwrap_or_default() } else { Space::default() };
             let used = running.iter().filter(|t| t.disk == disk).filter_map(|t| t.engine.space().ok());
             DiskSpace {
                 disk,
@@ -186,7 +196,7 @@ impl Node {
             for target in self.running() {
                 target.look_at_space();
                 let engine = &target.engine;
-                if engine.failure().is_none() {
+                if engine.failure().is_none() && self.hangs(target.disk).is_none() {
                     // It says so itself if it stops.
                     let _ = engine.check_names();
                 }
@@ -224,14 +234,11 @@ struct Word(Rc<Node>);
 impl NodeState for Word {
     fn targets(&self) -> Vec<TargetReport> {
         let node = &*self.0;
+        node.running().iter().for_each(|target| target.note_reported());
         node.assigned().iter().map(|info| node.report(info)).collect()
     }
     fn warnings(&self) -> Vec<String> {
-        let disks = self.0.disks.iter().zip(&self.0.context.config.disks);
-        let of = |(queue, path): (&DiskQueue, &String)| -> Vec<String> {
-            queue.disk().warnings().iter().map(|text| format!("{path} {text}")).collect()
-        };
-        disks.flat_map(of).collect()
+        self.0.disk_warnings()
     }
     fn obey(&self, orders: &[TargetOrder], _: &[Chain]) {
         // The chains of the answer are in the routing already.
@@ -247,6 +254,7 @@ impl NodeState for Word {
                 }
             }
         }
+        self.0.running().iter().for_each(|target| target.note_heard());
     }
 }
 
@@ -266,6 +274,7 @@ impl Node {
             wants_replacement: false,
             stopped: true,
             no_room: false,
+            slow: self.is_too_slow(info.disk),
             scrub: None,
         };
         match self.slots.borrow().get(&info.id) {
@@ -276,7 +285,7 @@ impl Node {
                 report.stopped = replica.role() != Role::Serving || target.is_held();
                 report.chain_version = replica.chain_version();
                 report.served_version = target.engine.chain_version();
-                report.trouble = target.trouble();
+                report.trouble = target.failure().or_else(|| target.lacks_room()).unwrap_or_default();
                 report.scrub = Some(target.scrub_progress());
                 report.sync = target.sync_progress();
                 report.no_room = target.has_no_room();
@@ -288,7 +297,8 @@ impl Node {
             }
             Some(Slot::Broken { generation, trouble, wants_replacement, .. }) => {
                 report.generation = *generation;
-                report.trouble.clone_from(trouble);
+                // How long it has hung changes all the time.
+                report.trouble = self.hangs(info.disk).unwrap_or_else(|| trouble.clone());
                 report.wants_replacement = *wants_replacement;
             }
             Some(Slot::Opening) | None => report.trouble = "is being opened".into(),
@@ -311,6 +321,7 @@ fn open_disks(rt: &Rt, config: &StorageConfig) -> Result<Vec<DiskQueue>, Storage
         let what = "no directory is given".to_owned();
         return Err(StorageError::Config { name: "disks", what });
     }
+    config.durability()?;
     let open = |path: &String| {
         let disk = Box::new(LateDisk::new(rt, Path::new(path).to_owned()));
         DiskQueue::start(rt, disk, config.disk_depth.max(1))
@@ -344,6 +355,7 @@ pub async fn run(
     identity.addresses = listeners.iter().map(|listener| listener.local_addr().to_string()).collect();
     identity.disks = disks.len() as u32;
     let connections_max = config.connections_max;
+    let speeds = vec![Speed::default(); disks.len()];
     let context = Rc::new(NodeContext {
         rt: rt.clone(),
         config,
@@ -360,12 +372,16 @@ pub async fn run(
         key,
         disks,
         slots: RefCell::default(),
+        failures: RefCell::default(),
+        speeds: RefCell::new(speeds),
+        awake_since: Cell::default(),
         removals: Removals::default(),
         scrub_wanted: Notify::new(),
     });
     if let Either::Left(()) = select(ended(shutdown.clone()), routing.ready()).await {
         return Ok(());
     }
+    rt.spawn("watch disks", health::watch(Rc::downgrade(&node)));
     // Everything that is here is opened before the first word to mgmtd, so that nothing is taken for missing.
     node.open_all().await;
     let word = Rc::new(Word(node.clone()));

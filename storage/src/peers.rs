@@ -266,10 +266,7 @@ impl Target {
                 self.had_no_room();
                 Input::Failed { chunk, failure: crate::convert::failure_of(&error) }
             }
-            Err(error) => {
-                tracing::error!(target = %self.id, %chunk, %error, "a chunk is not installed");
-                Input::Failed { chunk, failure: crate::convert::failure_of(&error) }
-            }
+            Err(error) => self.failed(chunk, &error),
         }
     }
 

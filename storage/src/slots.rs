@@ -6,7 +6,8 @@
 
 use crate::node::Node;
 use crate::target::Target;
-use ember_engine::{Engine, EngineConfig, EngineError, Identity};
+use ember_engine::{Durability, Engine, EngineConfig, EngineError, Identity};
+use ember_rt::disk::DiskQueue;
 use ember_rt::select::join_all;
 use ember_types::{Generation, Instant, TargetId, TargetInfo};
 use std::rc::Rc;
@@ -28,6 +29,8 @@ pub(crate) enum Slot {
         wants_replacement: bool,
         /// When it is tried again: a disk may be mounted late, or made writable.
         retry_at: Instant,
+        /// The disk as this target had it: something may still be in flight.
+        queue: Option<DiskQueue>,
     },
 }
 
@@ -61,6 +64,8 @@ impl Node {
             min_free_bytes: self.context.config.reserve_bytes,
             checksum_cache_bytes: self.context.config.checksum_cache_bytes,
             tombstone_keep: Duration::from_millis(self.context.config.tombstone_ms),
+            // A word that means nothing was refused at the start.
+            durability: self.context.config.durability().unwrap_or_default(),
             ..EngineConfig::default()
         }
     }
@@ -93,8 +98,8 @@ impl Node {
         let now = self.context.rt.now();
         for info in self.assigned() {
             let before = match self.slots.borrow().get(&info.id) {
-                Some(Slot::Broken { trouble, wants_replacement: false, retry_at, .. })
-                    if *retry_at <= now =>
+                Some(Slot::Broken { trouble, wants_replacement: false, retry_at, queue, .. })
+                    if *retry_at <= now && self.may_reopen(&info, queue.as_ref()) =>
                 {
                     trouble.clone()
                 }
@@ -134,13 +139,15 @@ impl Node {
     }
 
     async fn try_open(self: &Rc<Self>, info: &TargetInfo) -> Result<Rc<Target>, Slot> {
+        let disk = self.disks.get(info.disk as usize).map(DiskQueue::for_user);
         let broken = |trouble: String, wants_replacement| Slot::Broken {
             generation: info.generation,
             trouble,
             wants_replacement,
             retry_at: self.context.rt.now() + RETRY,
+            queue: disk.clone(),
         };
-        let Some(queue) = self.disks.get(info.disk as usize) else {
+        let Some(queue) = &disk else {
             return Err(broken(format!("disk {} is not in this node's configuration", info.disk), false));
         };
         let rt = &self.context.rt;
@@ -174,6 +181,9 @@ impl Node {
             let found = engine.identity().generation;
             return Err(broken(format!("{dir} holds generation {found}"), true));
         }
-        Ok(Target::new(self.context.clone(), info.disk, engine, info.chain))
+        if self.engine_config().durability == Durability::Plp && !queue.disk().overwrites_in_place() {
+            tracing::warn!(target = %info.id, "durability \"plp\" saves no flush on this file system");
+        }
+        Ok(Target::new(self.context.clone(), info.disk, queue.clone(), engine, info.chain))
     }
 }

@@ -9,9 +9,11 @@ use crate::scrub::Scrub;
 use ember_craq::{Answer, Content, Failure, Input, Output, Payload, Replica, Token, View};
 use ember_engine::{Engine, EngineError, Prepare, Prepared, Which};
 use ember_rt::SharedBuf;
-use ember_rt::disk::Priority;
+use ember_rt::disk::{DiskQueue, Priority};
 use ember_rt::sync::oneshot;
-use ember_types::{Chain, ChainVersion, ChunkId, ChunkVersion, Instant, Status, TargetId, block_checksums};
+use ember_types::{
+    Chain, ChainVersion, ChunkId, ChunkVersion, Instant, LocalState, Status, TargetId, block_checksums,
+};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -44,19 +46,33 @@ pub(crate) struct Target {
     pub(crate) node: Rc<NodeContext>,
     pub(crate) id: TargetId,
     pub(crate) disk: u32,
+    /// The disk as this target has it.
+    pub(crate) queue: DiskQueue,
     pub(crate) engine: Engine,
     replica: RefCell<Replica>,
     waiting: RefCell<BTreeMap<Token, Waiting>>,
     next_token: Cell<Token>,
+    known: Cell<Known>,
     told_lease: Cell<Instant>,
     /// mgmtd has ordered it to stop under this chain version: no lease counts before a higher one (R1).
     held: Cell<ChainVersion>,
     told_space: Cell<Option<(bool, bool)>>,
-    trouble: RefCell<String>,
-    pub(crate) resync: Resync,
+    /// Why it can't be used any more.
+    failed: RefCell<Option<String>>,
     pub(crate) scrub: Scrub,
+    pub(crate) resync: Resync,
     /// Chunks repaired since it was opened.
     pub(crate) repairs: Cell<u64>,
+}
+
+/// Whether mgmtd knows that a target has been opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Known {
+    No,
+    /// A heartbeat says so.
+    Reported,
+    /// That heartbeat was answered, or a later one.
+    Heard,
 }
 
 /// The engine's memory, as the replica wants it.
@@ -73,6 +89,7 @@ impl Target {
     pub(crate) fn new(
         node: Rc<NodeContext>,
         disk: u32,
+        queue: DiskQueue,
         engine: Engine,
         chain: ember_types::ChainId,
     ) -> Rc<Self> {
@@ -88,16 +105,18 @@ impl Target {
             node,
             id: identity.target,
             disk,
+            queue,
             engine,
             replica: RefCell::new(replica),
             waiting: RefCell::default(),
             next_token: Cell::new(1),
+            known: Cell::new(Known::No),
             told_lease: Cell::default(),
             held: Cell::default(),
             told_space: Cell::default(),
-            trouble: RefCell::default(),
-            resync: Resync::default(),
+            failed: RefCell::default(),
             scrub: Scrub::default(),
+            resync: Resync::default(),
             repairs: Cell::new(0),
         })
     }
@@ -106,10 +125,32 @@ impl Target {
     pub(crate) fn replica(&self) -> std::cell::Ref<'_, Replica> {
         self.replica.borrow()
     }
-    /// What is wrong with the target; empty if nothing is.
-    pub(crate) fn trouble(&self) -> String {
-        let known = self.engine.failure().unwrap_or_else(|| self.trouble.borrow().clone());
-        self.lacks_room().filter(|_| known.is_empty()).unwrap_or(known)
+    /// Why the target can't be used any more, if so.
+    pub(crate) fn failure(&self) -> Option<String> {
+        let known = self.failed.borrow().clone().or_else(|| self.engine.failure());
+        let lost = || self.replica.borrow().local_state() == LocalState::Offline;
+        known
+            .or_else(|| lost().then(|| "its store is in doubt after an error: see its node's log".to_owned()))
+    }
+    /// Ends its service: the disk is taken from it, and everybody who waits is answered.
+    pub(crate) fn fail(self: &Rc<Self>, why: &str) {
+        self.failed.borrow_mut().get_or_insert_with(|| why.to_owned());
+        self.queue.stop(why);
+        self.input(Input::DeviceFailed);
+    }
+
+    /// A heartbeat reports it.
+    pub(crate) fn note_reported(&self) {
+        if self.known.get() == Known::No {
+            self.known.set(Known::Reported);
+        }
+    }
+    /// The heartbeat was answered, and what mgmtd orders was done. Until then no lease counts: mgmtd may be about
+    /// to change the chain because it last heard that the target was offline (R1).
+    pub(crate) fn note_heard(&self) {
+        if self.known.get() == Known::Reported {
+            self.known.set(Known::Heard);
+        }
     }
 
     /// Tells the replica what happened and starts what it wants done.
@@ -155,7 +196,7 @@ impl Target {
     }
 
     fn lease_until(&self, replica: &Replica) -> Instant {
-        let held = self.held.get() >= replica.chain_version();
+        let held = self.held.get() >= replica.chain_version() || self.known.get() != Known::Heard;
         if held { Instant::default() } else { self.node.lease().until() }
     }
 
@@ -166,14 +207,6 @@ impl Target {
         let until = self.lease_until(&self.replica.borrow());
         if wants || self.told_lease.get() != until {
             self.input(Input::Tick);
-        }
-        if self.engine.failure().is_some() && !self.trouble.borrow().is_empty() {
-            return;
-        }
-        if let Some(failure) = self.engine.failure() {
-            tracing::error!(target = %self.id, failure, "target is out of service");
-            *self.trouble.borrow_mut() = failure;
-            self.input(Input::DeviceFailed);
         }
     }
 
@@ -325,8 +358,11 @@ impl Target {
         });
     }
 
-    fn failed(&self, chunk: ChunkId, error: &EngineError) -> Input {
+    pub(crate) fn failed(&self, chunk: ChunkId, error: &EngineError) -> Input {
         let failure = failure_of(error);
+        if failure == Failure::Device {
+            self.failed.borrow_mut().get_or_insert_with(|| error.to_string());
+        }
         match failure {
             Failure::NoSpace => tracing::warn!(target = %self.id, %chunk, %error, "no space"),
             _ => tracing::error!(target = %self.id, %chunk, %error, "the store refuses an update"),
@@ -362,8 +398,7 @@ impl Target {
 
     /// A log that can't be written any more takes the target out of service.
     fn failed_store(&self, error: &EngineError) -> Input {
-        tracing::error!(target = %self.id, %error, "target is out of service");
-        *self.trouble.borrow_mut() = error.to_string();
+        self.failed.borrow_mut().get_or_insert_with(|| error.to_string());
         Input::DeviceFailed
     }
 }

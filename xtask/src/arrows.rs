@@ -27,8 +27,15 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// These may use every crate.
-const MAY_USE_ALL: &[&str] =
-    &["ember", "xtask", "ember-sim", "ember-model-tests", "ember-cluster-tests", "ember-fuzz", "ember-lossyfs"];
+const MAY_USE_ALL: &[&str] = &[
+    "ember",
+    "xtask",
+    "ember-sim",
+    "ember-model-tests",
+    "ember-cluster-tests",
+    "ember-fuzz",
+    "ember-lossyfs",
+];
 
 /// `(dependency, who may list it)`: the seam stays the seam.
 const RESERVED: &[(&str, &[&str])] = &[

@@ -6,6 +6,7 @@ use clap::Args;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 /// What makes the compiler count which edges an input reaches and what it compares. Stable rustc takes these
 /// options; what they do is LLVM's business, so a new compiler may need other ones.
@@ -51,20 +52,28 @@ pub(crate) fn run(args: &FuzzArgs) -> Result<()> {
     let jobs = args.jobs.max(1);
     let seconds = (args.minutes * 60.0 * jobs as f64 / names.len() as f64).max(1.0) as u64;
     println!("fuzz: libFuzzer, {} targets, {seconds} s each, seed {}", names.len(), args.seed);
+    let begin = now();
     let mut broken = Vec::new();
     for group in names.chunks(jobs) {
         let searches: Vec<Search> =
             group.iter().map(|name| start(&program, name, seconds, args.seed)).collect::<Result<_>>()?;
         for search in searches {
+            let name = search.name.clone();
             if !finish(search)? {
-                broken.push(group.join(" or "));
+                broken.push(name);
             }
         }
     }
-    match broken.is_empty() {
-        true => Ok(()),
-        false => bail!("{} of {} targets broke", broken.len(), names.len()),
+    println!("{} targets, {} broken, {:.0} s", names.len(), broken.len(), begin.elapsed().as_secs_f64());
+    if !broken.is_empty() {
+        bail!("targets that broke: {}", broken.join(", "));
     }
+    Ok(())
+}
+
+#[expect(clippy::disallowed_methods, reason = "a tool on the developer's machine, outside the seam")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 fn host() -> Result<String> {
@@ -129,9 +138,9 @@ fn start(program: &Path, name: &str, seconds: u64, seed: u32) -> Result<Search> 
 fn finish(mut search: Search) -> Result<bool> {
     let ok = search.child.wait()?.success();
     let text = String::from_utf8_lossy(&fs::read(&search.log)?).into_owned();
-    let (runs, edges) = figures(&text);
+    let Figures { runs, new, corpus, edges } = figures(&text);
     println!(
-        "{:<20} {:<6} {runs:>12} inputs {edges:>6} edges",
+        "{:<20} {:<6} {runs:>12} executions {corpus:>6} inputs kept, {new:>5} of them new {edges:>6} edges",
         search.name,
         if ok { "ok" } else { "BROKEN" }
     );
@@ -142,11 +151,30 @@ fn finish(mut search: Search) -> Result<bool> {
     Ok(ok)
 }
 
-/// Inputs that were run and edges that were reached, as libFuzzer printed them.
-fn figures(log: &str) -> (String, String) {
-    let runs = log.lines().find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
-    let edges = log.lines().rev().find_map(|line| line.split(" cov: ").nth(1)?.split(' ').next());
-    (runs.unwrap_or("?").trim().to_owned(), edges.unwrap_or("?").to_owned())
+/// What libFuzzer printed of a search.
+#[derive(PartialEq, Eq, Debug)]
+struct Figures {
+    runs: String,
+    /// Inputs that reach what none before them did.
+    new: String,
+    /// Inputs that it works with at the end.
+    corpus: String,
+    /// Edges of the code that were reached.
+    edges: String,
+}
+
+fn figures(log: &str) -> Figures {
+    let stat = |name: &str| log.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let last = |mark: &str, end: char| {
+        log.lines().rev().find_map(|line| line.split(mark).nth(1)?.trim_start().split([' ', end]).next())
+    };
+    let told = |text: Option<&str>| text.unwrap_or("?").to_owned();
+    Figures {
+        runs: told(stat("stat::number_of_executed_units:")),
+        new: told(stat("stat::new_units_added:")),
+        corpus: told(last(" corp: ", '/')),
+        edges: told(last(" cov: ", ' ')),
+    }
 }
 
 fn what_broke(log: &str) -> String {
@@ -161,10 +189,14 @@ mod tests {
 
     #[test]
     fn figures_come_from_the_log() {
-        let log = "#2\tINITED cov: 12 ft: 13 corp: 1/1b\n#9\tNEW    cov: 340 ft: 400 corp: 9/9b\n\
-                   stat::number_of_executed_units: 77\n";
-        assert_eq!(figures(log), ("77".to_owned(), "340".to_owned()));
-        assert_eq!(figures("nothing"), ("?".to_owned(), "?".to_owned()));
+        let log = "#2\tINITED cov: 12 ft: 13 corp: 1/1b\n#9\tNEW    cov: 340 ft: 400 corp: 9/9b lim: 4\n\
+                   stat::number_of_executed_units: 77\nstat::new_units_added:          8\n";
+        let told = |[runs, new, corpus, edges]: [&str; 4]| {
+            let [runs, new, corpus, edges] = [runs, new, corpus, edges].map(str::to_owned);
+            Figures { runs, new, corpus, edges }
+        };
+        assert_eq!(figures(log), told(["77", "8", "9", "340"]));
+        assert_eq!(figures("nothing"), told(["?"; 4]));
         let log =
             "thread 'x' panicked at a.rs:1:2:\nattempt to add\nnote\nmore\nTest unit written to f-crash\n";
         assert!(what_broke(log).contains("attempt to add") && what_broke(log).ends_with("f-crash"));

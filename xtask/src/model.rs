@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 /// What to explore.
 #[derive(clap::Args)]
 pub(crate) struct ModelArgs {
-    /// Stop each configuration after about so many states: a trial, which does not reach the end of the bounds.
+    /// Stop each configuration after about so many states: a trial, which fails unless all end before.
     #[arg(long, value_name = "N")]
     states: Option<u64>,
     /// Explore this configuration alone.

@@ -15,7 +15,7 @@
 //!
 //! Invariants: a buffer belongs to the kernel until its operation has ended, also if whoever asked is gone; a
 //! task that panics ends its reactor with that panic, so that no daemon runs without one of its parts;
-//! `unsafe` is in [`raw`], [`readable`] and [`disk::ring`] alone.
+//! `unsafe` is in [`raw`], [`readable`], [`disk::ring`] and [`disk::map`] alone.
 
 // This crate implements the seam: the methods that everybody else must reach through it are called here.
 #![allow(clippy::disallowed_methods)]

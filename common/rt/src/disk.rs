@@ -12,6 +12,7 @@ use ember_types::Instant;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
@@ -170,6 +171,11 @@ pub trait Disk {
     /// before it ends: then a flush of any file makes it durable, and a device that loses nothing needs none.
     fn overwrites_in_place(&self) -> bool {
         false
+    }
+    /// Some of the ranges of a file, at or behind `from`, that were written before, in order; none if there are no
+    /// more, or where it isn't known. May block.
+    fn written(&self, _file: FileId, _from: u64) -> io::Result<Vec<Range<u64>>> {
+        Ok(Vec::new())
     }
     /// What this file system can't do, for people; empty if there is nothing to say.
     fn warnings(&self) -> Vec<&'static str>;

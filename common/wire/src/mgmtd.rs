@@ -142,6 +142,10 @@ pub struct TargetReport {
     /// Its scrub; absent while it isn't open.
     #[n(13)]
     pub scrub: Option<ScrubProgress>,
+    /// Its disk is too slow: it had better not serve while the rest of its chain is well (R10).
+    #[n(14)]
+    #[cbor(default)]
+    pub slow: bool,
 }
 
 /// How far the scrub of a target has come: it reads all that is stored and repairs what is damaged.

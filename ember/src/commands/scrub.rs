@@ -95,22 +95,18 @@ async fn ask(client: &AdminClient, one: &Ordered, start: bool) -> Result<ScrubRe
 async fn watch(rt: &Rt, client: &AdminClient, ordered: &mut [Ordered]) -> Result<()> {
     while ordered.iter().any(|one| !one.is_done()) {
         rt.sleep(POLL).await;
-        for i in 0..ordered.len() {
-            if ordered[i].is_done() {
-                continue;
-            }
-            let answer = ask(client, &ordered[i], false).await;
-            match answer {
+        for one in ordered.iter_mut().filter(|one| !one.is_done()) {
+            match ask(client, one, false).await {
                 Ok(answer) if answer.status == Status::Ok => {
                     // A target that was opened anew has forgotten the order.
-                    let forgotten = answer.progress.rounds < ordered[i].progress.rounds
-                        || !answer.progress.running && Some(answer.progress.rounds) < ordered[i].round;
-                    ordered[i].progress = answer.progress;
+                    let forgotten = answer.progress.rounds < one.progress.rounds
+                        || !answer.progress.running && Some(answer.progress.rounds) < one.round;
+                    one.progress = answer.progress;
                     if forgotten {
-                        ordered[i].round = None;
+                        one.round = None;
                     }
                 }
-                _ => ordered[i].round = None,
+                _ => one.round = None,
             }
         }
         let done: u64 = ordered.iter().map(|one| done_chunks(&one.progress, one.is_done())).sum();

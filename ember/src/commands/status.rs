@@ -372,13 +372,8 @@ mod tests {
 
     #[test]
     fn progress_names_what_is_done_the_speed_and_the_time_left() {
-        let sync = |eta_s| Resync {
-            chunks_done: 5,
-            chunks_total: 20,
-            bytes_sent: 5 << 20,
-            bytes_per_s: 1 << 20,
-            eta_s,
-        };
+        let (bytes_sent, bytes_per_s) = (5 << 20, 1 << 20);
+        let sync = |eta_s| Resync { chunks_done: 5, chunks_total: 20, bytes_sent, bytes_per_s, eta_s };
         assert_eq!(progress(&sync(Some(15))), "5/20 chunks, 5.0 MiB at 1.0 MiB/s, 15 s left");
         assert_eq!(progress(&sync(None)), "5/20 chunks, 5.0 MiB at 1.0 MiB/s");
         assert_eq!([duration(61), duration(7_260)], ["1 min 1 s", "2 h 1 min"]);

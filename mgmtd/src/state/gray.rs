@@ -10,6 +10,9 @@ use std::time::Duration;
 const COUNTS: Duration = Duration::from_secs(10);
 /// Accusations that are remembered.
 const ACCUSATIONS_MAX: usize = 1_024;
+/// A disk counts as slow when its node has said so for this long: disks that are slow for one reason, a device or a
+/// machine that they share, are all known as such by then.
+const SLOW: Duration = Duration::from_secs(5);
 /// How long mgmtd tries to take an accused target out.
 const SHUNNED: Duration = Duration::from_secs(20);
 
@@ -29,13 +32,33 @@ pub(crate) struct Gray {
     accusations: VecDeque<(Instant, Accusation)>,
     shunned: BTreeMap<TargetId, Instant>,
     syncs: BTreeMap<ChainId, Sync>,
+    /// Targets whose nodes say that their disk is slow, and since when.
+    slow: BTreeMap<TargetId, Instant>,
     stall: Duration,
 }
 
 impl Gray {
     /// A sync without progress for `stall` yields its place.
     pub(crate) fn new(stall: Duration) -> Self {
-        Self { accusations: VecDeque::new(), shunned: BTreeMap::new(), syncs: BTreeMap::new(), stall }
+        let (shunned, syncs, slow) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { accusations: VecDeque::new(), shunned, syncs, slow, stall }
+    }
+
+    /// A node says whether the disk of `target` is slow.
+    pub(crate) fn note_slow(&mut self, target: TargetId, slow: bool, now: Instant) {
+        if slow {
+            self.slow.entry(target).or_insert(now);
+        } else {
+            self.slow.remove(&target);
+        }
+    }
+    /// Whether that has been so for a while.
+    pub(crate) fn is_slow(&self, target: TargetId, now: Instant) -> bool {
+        self.slow.get(&target).is_some_and(|since| now.since(*since) >= SLOW)
+    }
+    /// Targets on slow disks: looked at with each tick.
+    pub(crate) fn slow(&self) -> impl Iterator<Item = TargetId> {
+        self.slow.keys().copied()
     }
 
     /// Remembers an accusation and returns all that count.

@@ -132,7 +132,7 @@ impl State {
             node.heard = Some(now);
             node.warnings = request.warnings;
             node.warnings.truncate(WARNINGS_MAX);
-            self.take_reports(id, request.targets);
+            self.take_reports(id, request.targets, now);
         }
         self.fill_orders(id, known, now, &mut answer);
         answer.granted = newest && self.may_grant(id, now);
@@ -145,12 +145,13 @@ impl State {
         answer
     }
 
-    fn take_reports(&mut self, node: NodeId, reports: Vec<TargetReport>) {
+    fn take_reports(&mut self, node: NodeId, reports: Vec<TargetReport>, now: Instant) {
         let Some(own) = self.by_node.get(&node) else { return };
         let reports: Vec<TargetReport> = reports.into_iter().filter(|r| own.contains(&r.target)).collect();
         let chain_of: Vec<_> = reports.iter().map(|r| self.targets.get(&r.target).map(|t| t.chain)).collect();
         let Some(Node { reports: known, .. }) = self.nodes.get_mut(&node) else { return };
         for (report, chain) in reports.into_iter().zip(chain_of) {
+            self.gray.note_slow(report.target, report.slow, now);
             let changed = known.get(&report.target).is_none_or(|old| differs(old, &report));
             known.insert(report.target, report);
             if let (true, Some(chain)) = (changed, chain) {
@@ -200,7 +201,7 @@ impl State {
 fn differs(old: &TargetReport, new: &TargetReport) -> bool {
     let key = |r: &TargetReport| {
         let versions = (r.chain_version, r.served_version);
-        (r.generation, r.state, versions, r.wants_replacement, r.stopped, r.no_room)
+        (r.generation, r.state, versions, r.wants_replacement, r.stopped, r.no_room, r.slow)
     };
     key(old) != key(new)
 }

@@ -172,7 +172,7 @@ impl State {
                 served: r.served_version,
             }),
             generation: info.generation,
-            shunned: no_room || self.gray.is_shunned(target, now),
+            shunned: no_room || self.is_too_slow(chain, target, now) || self.gray.is_shunned(target, now),
             stalled: no_room || self.gray.is_stalled(chain, target, now),
         })
     }
@@ -199,6 +199,19 @@ impl State {
         })
     }
 
+    /// Whether `target`'s disk is too slow for its chain, which is well without it: every other member serves, none
+    /// of them is on a slow disk, and there are two at least. Speed is never bought with the last spare replica.
+    fn is_too_slow(&self, chain: &Chain, target: TargetId, now: Instant) -> bool {
+        let well = |target: TargetId| {
+            let report = self.report(target).filter(|r| r.state != LocalState::Offline && !r.slow);
+            report.is_some() && self.alive_target(target, now)
+        };
+        let others = || chain.targets.iter().filter(|m| m.target != target);
+        self.gray.is_slow(target, now)
+            && others().count() >= 2
+            && others().all(|m| m.state == PublicState::Serving && well(m.target))
+    }
+
     fn alive_target(&self, target: TargetId, now: Instant) -> bool {
         let node = self.targets.get(&target).and_then(|t| self.nodes.get(&t.node));
         node.is_some_and(|n| n.alive(now, &self.config))
@@ -208,7 +221,7 @@ impl State {
     fn must_stop(&self, chain: &Chain, target: TargetId, now: Instant) -> bool {
         let serving = chain.member(target).is_some_and(|m| m.state == PublicState::Serving);
         let shunned = || self.gray.is_shunned(target, now) && self.spared(chain, target, now);
-        serving && (self.stopping.contains(&target) || shunned())
+        serving && (self.stopping.contains(&target) || shunned() || self.is_too_slow(chain, target, now))
     }
 
     /// Whether a chain waits to be evaluated.
@@ -251,6 +264,8 @@ impl State {
         }
         let stalled = self.gray.due(now);
         self.dirty.extend(stalled);
+        let slow = self.gray.slow().filter_map(|target| self.targets.get(&target)).map(|target| target.chain);
+        self.dirty.extend(slow.collect::<Vec<_>>());
         let nodes: Vec<NodeId> = changed.into_iter().filter(|(_, alive)| *alive).map(|(id, _)| id).collect();
         if nodes.is_empty() {
             return false;

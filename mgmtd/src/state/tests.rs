@@ -73,6 +73,7 @@ fn report(target: u64, version: u64, state: LocalState) -> TargetReport {
         wants_replacement: false,
         stopped: false,
         no_room: false,
+        slow: false,
         scrub: None,
     }
 }
@@ -349,6 +350,29 @@ fn r10_a_target_without_room_waits_and_changes_no_chain_version() {
     assert_eq!(state, Syncing);
     assert_eq!(run(21_000, true), (PublicState::Waiting, before + 1), "one version, and no other in 20 s");
     assert_eq!(run(41_000, false), (Syncing, before + 2));
+}
+
+#[test]
+fn r10_a_slow_member_stays_out_while_the_rest_of_its_chain_is_well() {
+    let mut cluster = Cluster::new();
+    cluster.all_beat(0);
+    let mut run = |from: u64, slow: &[u64], silent: u64| {
+        for now in (from..from + 10_000).step_by(500) {
+            for node in (1..=3).filter(|&node| node != silent) {
+                cluster.reports.get_mut(&node).expect("node").slow = slow.contains(&node);
+                let answer = cluster.beat(node, now);
+                cluster.obey(node, &answer);
+            }
+            cluster.settle(now);
+        }
+        cluster.states()
+    };
+    let all = [(1, Serving), (2, Serving), (3, Serving)];
+    assert_eq!(run(500, &[1, 2], 0), all, "who is slow together is what there is");
+    let out = [(2, Serving), (3, Serving), (1, PublicState::Waiting)];
+    assert_eq!(run(10_500, &[1], 0), out);
+    assert_eq!(run(20_500, &[1, 2], 0)[2], (1, Syncing), "it is needed: another one is slow");
+    assert_eq!(run(30_500, &[1], 0)[2], (1, Syncing), "a sync that has begun goes on");
 }
 
 #[test]

@@ -19,6 +19,9 @@ use PublicState::{Offline, Serving, Syncing};
 fn is_drop(output: &Output) -> bool {
     matches!(output, Output::Drop { .. })
 }
+fn is_done(output: &Output) -> bool {
+    matches!(output, Output::Send { message: Message::Sync { item: SyncItem::Done, .. }, .. })
+}
 fn is_commit(output: &Output) -> bool {
     matches!(output, Output::Commit { .. })
 }
@@ -136,10 +139,7 @@ fn r08_reads_need_a_lease_when_taken_and_when_answered() {
 #[test]
 fn r11_a_sync_waits_for_the_update_before_it_and_sends_what_is_then() {
     let mut tail = Lone::new(1, chain(1, &[(1, Serving), (2, Syncing)]));
-    let page = tail.out.iter().find_map(|o| match o {
-        Output::FetchPage { id, .. } => Some(*id),
-        _ => None,
-    });
+    let page = tail.page();
     tail.write(1, tag(1, 1), b"abc");
     let (forward, ..) = tail.sent();
     // The listings were made before the write: both lack the chunk, and the target has an older one.
@@ -211,13 +211,33 @@ fn r11_the_next_page_comes_while_chunks_are_under_way_and_the_end_after_them() {
     });
     let (other, ..) = tail.sent();
     assert_ne!(sync, other);
-    let is_done =
-        |o: &Output| matches!(o, Output::Send { message: Message::Sync { item: SyncItem::Done, .. }, .. });
     tail.answer(other, Status::Ok, version(1, 1));
     tail.feed(Input::Tick);
     assert!(!tail.wrote(is_done));
     tail.answer(sync, Status::Ok, version(1, 1));
     assert!(tail.wrote(is_done));
+}
+
+#[test]
+fn r11_what_a_new_source_is_still_installing_is_synced_too() {
+    let mut source = Lone::new(2, chain(1, &[(1, Serving), (2, Syncing)]));
+    source.hold = true;
+    let change = Change::Whole { length: 3 };
+    source.forward(1, 0, ChunkVersion::NONE, version(1, 1), b"abc", change);
+    let to = source.to();
+    source.feed(Input::Sync { token: 2, to, from: TargetId(1), epoch: 0, item: SyncItem::Done });
+    source.feed(Input::Chain(chain(2, &[(1, Serving), (2, Serving), (3, Syncing)])));
+    // Neither listing has the chunk.
+    source.feed(Input::Page { id: source.page().expect("a page is fetched"), page: Some(Page::default()) });
+    source.feed(Input::Tick);
+    assert!(!source.wrote(is_done));
+    source.release();
+    let (sync, to, message) = source.sent();
+    assert_eq!(to, TargetId(3));
+    assert!(matches!(message, Message::Sync { item: SyncItem::Chunk { content, .. }, .. }
+        if content.version == version(1, 1)));
+    source.answer(sync, Status::Ok, version(1, 1));
+    assert!(source.wrote(is_done));
 }
 
 #[test]
@@ -243,11 +263,7 @@ fn r10_a_content_whose_bytes_are_missing_on_one_side_is_synced() {
         let content = Content { version: version(7, 0), removed: false, length: 1, checksum: 1 };
         let row = |lost| vec![Summary { chunk: CHUNK, content, pending: false, lost }];
         let page = Page { local: row(local), remote: row(remote), ..Page::default() };
-        let fetch = tail.out.iter().find_map(|o| match o {
-            Output::FetchPage { id, .. } => Some(*id),
-            _ => None,
-        });
-        tail.feed(Input::Page { id: fetch.expect("a page is fetched"), page: Some(page) });
+        tail.feed(Input::Page { id: tail.page().expect("a page is fetched"), page: Some(page) });
         let is_chunk = |o: &&Output| {
             matches!(o, Output::Send { message: Message::Sync { item: SyncItem::Chunk { .. }, .. }, .. })
         };
@@ -273,15 +289,10 @@ fn r11_a_sync_is_not_done_before_the_target_holds_the_pending_versions_of_before
     source.write(1, tag(1, 1), b"abc");
     source.feed(Input::Chain(chain(2, &[(1, Serving), (2, Syncing)])));
     let (forward, ..) = source.sent();
-    let page = source.out.iter().find_map(|o| match o {
-        Output::FetchPage { id, .. } => Some(*id),
-        _ => None,
-    });
+    let page = source.page();
     source.feed(Input::Page { id: page.expect("a page is fetched"), page: Some(Page::default()) });
     source.answer(forward, Status::NoSpace, ChunkVersion::NONE);
     source.feed(Input::Tick);
-    let is_done =
-        |o: &Output| matches!(o, Output::Send { message: Message::Sync { item: SyncItem::Done, .. }, .. });
     assert!(!source.wrote(is_done));
     source.now = source.now + Duration::from_millis(600);
     source.feed(Input::Tick);

@@ -2,7 +2,7 @@
 
 use crate::api::{ChunkState, Install, Prepare, Prepared, Read, TargetSpace, Which};
 use crate::checkpoint::{Generations, Source, write_checkpoint};
-use crate::class::{CLASSES, blocks_of, class_for, slot_bytes};
+use crate::class::{CLASSES, SlotId, blocks_of, class_for, slot_bytes};
 use crate::error::{EngineError, Result};
 use crate::files::Files;
 use crate::index::Index;
@@ -93,7 +93,11 @@ impl Engine {
                 remedy: "open it, or run `ember target replace`",
             });
         }
-        files.write_small(CREATING, b"this target is being created\n")?;
+        // Its name is all that counts. It may be there, and still unflushed.
+        if !unfinished {
+            files.close(&files.create(CREATING)?);
+        }
+        files.sync_dir()?;
         for name in names.iter().filter(|name| is_ours(name)) {
             files.remove(name)?;
         }
@@ -180,6 +184,11 @@ impl Engine {
             slots.load(class, slots_in(class, files.len(file)?), &state.used);
         }
         let pages = Pages::open(&files, state.pages, config.checksum_cache_bytes)?;
+        let log = Log::new(segment);
+        for (class, file) in (0..CLASSES).zip(&data) {
+            let Some(file) = file else { continue };
+            log.settled().find(class, |from| files.written(file, from))?;
+        }
         Ok(Self(Rc::new(Inner {
             rt: rt.clone(),
             files,
@@ -190,7 +199,7 @@ impl Engine {
             data: RefCell::new(data),
             pages: RefCell::new(pages),
             growing: Semaphore::new(1),
-            log: Log::new(segment),
+            log,
             checkpointing: Semaphore::new(1),
             generations: RefCell::new(generations),
             counters: CounterCells::default(),
@@ -469,8 +478,9 @@ impl Inner {
             let Some(file) = self.data_file(class) else { continue };
             let slots = self.slots.borrow_mut().take_unpunched(class, limit);
             for slot in slots {
-                let at = crate::class::SlotId { class, slot };
+                let at = SlotId { class, slot };
                 let punched = self.files.punch(&file, at.offset(0), slot_bytes(class)).await;
+                self.log.settled().punched(at);
                 self.slots.borrow_mut().punched(at);
                 punched?;
                 bytes += slot_bytes(class);

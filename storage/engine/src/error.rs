@@ -42,7 +42,7 @@ pub enum EngineError {
         source: io::Error,
     },
     /// An earlier failure left it unknown what is on the disk: reopen the target.
-    #[error("target {dir} stopped after a failed write: {why}; restart its storage node")]
+    #[error("target {dir} stopped after a failed write: {why}; its storage node opens it again")]
     Failed {
         /// The target's directory.
         dir: String,

@@ -1,9 +1,10 @@
 //! The files of one target, with errors that name them.
 
 use crate::error::{EngineError, Result};
-use ember_rt::disk::{DiskQueue, FileId, OpenMode, Priority, Space};
+use ember_rt::disk::{Disk, DiskQueue, FileId, OpenMode, Priority, Space};
 use ember_rt::{Buf, SharedBuf};
 use std::io;
+use std::ops::Range;
 
 /// An open file and its name.
 #[derive(Clone, Debug)]
@@ -44,20 +45,26 @@ impl Files {
         if self.dir.is_empty() { name.to_owned() } else { format!("{}/{name}", self.dir) }
     }
 
+    /// The disk, unless it was taken away from this target: what is done at once then fails too.
+    fn disk(&self) -> io::Result<&dyn Disk> {
+        self.queue.check().map(|()| self.queue.disk())
+    }
+
     pub(crate) fn create_dir(&self) -> Result<()> {
-        let disk = self.queue.disk();
-        disk.create_dir(&self.dir).map_err(io_error(self.dir.clone(), "create directory"))?;
+        let create = |disk: &dyn Disk| disk.create_dir(&self.dir);
+        self.disk().and_then(create).map_err(io_error(self.dir.clone(), "create directory"))?;
         // Its parents may be new too: each stands in the one above it.
         let ends = self.dir.match_indices('/').map(|(end, _)| end);
         for end in std::iter::once(0).chain(ends) {
             let parent = &self.dir[..end];
-            disk.sync_dir(parent).map_err(io_error(parent.to_owned(), "sync directory"))?;
+            let synced = self.disk().and_then(|disk| disk.sync_dir(parent));
+            synced.map_err(io_error(parent.to_owned(), "sync directory"))?;
         }
         Ok(())
     }
     pub(crate) fn lock(&self) -> Result<()> {
         use io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem, StorageFull};
-        self.queue.disk().lock(&self.dir).map_err(|source| match source.kind() {
+        self.disk().and_then(|disk| disk.lock(&self.dir)).map_err(|source| match source.kind() {
             // Nobody has it: it can't be written down.
             NotFound | PermissionDenied | ReadOnlyFilesystem | StorageFull => {
                 EngineError::Io { file: self.dir.clone(), operation: "take the lock of", source }
@@ -71,11 +78,11 @@ impl Files {
         })
     }
     pub(crate) fn list(&self) -> Result<Vec<String>> {
-        self.queue.disk().list(&self.dir).map_err(io_error(self.dir.clone(), "list"))
+        self.disk().and_then(|disk| disk.list(&self.dir)).map_err(io_error(self.dir.clone(), "list"))
     }
     pub(crate) fn remove(&self, name: &str) -> Result<()> {
         let path = self.path(name);
-        self.queue.disk().remove_file(&path).map_err(io_error(path, "remove"))
+        self.disk().and_then(|disk| disk.remove_file(&path)).map_err(io_error(path, "remove"))
     }
     pub(crate) fn remove_if_there(&self, name: &str) -> Result<()> {
         match self.remove(name) {
@@ -85,14 +92,16 @@ impl Files {
     }
     pub(crate) fn rename(&self, from: &str, to: &str) -> Result<()> {
         let (from, to) = (self.path(from), self.path(to));
-        self.queue.disk().rename(&from, &to).map_err(io_error(from, "rename"))
+        self.disk().and_then(|disk| disk.rename(&from, &to)).map_err(io_error(from, "rename"))
     }
     pub(crate) fn sync_dir(&self) -> Result<()> {
-        self.queue.disk().sync_dir(&self.dir).map_err(io_error(self.dir.clone(), "sync directory"))
+        self.disk()
+            .and_then(|disk| disk.sync_dir(&self.dir))
+            .map_err(io_error(self.dir.clone(), "sync directory"))
     }
     pub(crate) fn read_small(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let path = self.path(name);
-        match self.queue.disk().read_small(&path) {
+        match self.disk().and_then(|disk| disk.read_small(&path)) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(EngineError::Io { file: path, operation: "read", source }),
@@ -100,17 +109,26 @@ impl Files {
     }
     pub(crate) fn write_small(&self, name: &str, content: &[u8]) -> Result<()> {
         let path = self.path(name);
-        self.queue.disk().write_small(&path, content).map_err(io_error(path, "write"))
+        self.disk().and_then(|disk| disk.write_small(&path, content)).map_err(io_error(path, "write"))
+    }
+    /// See [`Disk::written`].
+    pub(crate) fn written(&self, file: &File, from: u64) -> Result<Vec<Range<u64>>> {
+        let written = self.disk().and_then(|disk| disk.written(file.id, from));
+        written.map_err(io_error(file.path.clone(), "ask what is written of"))
+    }
+    /// See [`Disk::overwrites_in_place`].
+    pub(crate) fn overwrites_in_place(&self) -> bool {
+        self.queue.disk().overwrites_in_place()
     }
     pub(crate) fn space(&self) -> Result<Space> {
-        self.queue.disk().space().map_err(io_error(self.dir.clone(), "ask the free space of"))
+        self.disk().and_then(|disk| disk.space()).map_err(io_error(self.dir.clone(), "ask the free space of"))
     }
 
     /// Opens a file that is there; `None` if it isn't.
     pub(crate) fn open(&self, name: &str) -> Result<Option<File>> {
         let path = self.path(name);
         let mode = OpenMode { create: false, exclusive: false, direct: true };
-        match self.queue.disk().open_file(&path, mode) {
+        match self.disk().and_then(|disk| disk.open_file(&path, mode)) {
             Ok(id) => Ok(Some(File { id, path })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(EngineError::Io { file: path, operation: "open", source }),
@@ -120,14 +138,19 @@ impl Files {
     pub(crate) fn create(&self, name: &str) -> Result<File> {
         let path = self.path(name);
         let mode = OpenMode { create: true, exclusive: true, direct: true };
-        let id = self.queue.disk().open_file(&path, mode).map_err(io_error(path.clone(), "create"))?;
+        let id = self
+            .disk()
+            .and_then(|disk| disk.open_file(&path, mode))
+            .map_err(io_error(path.clone(), "create"))?;
         Ok(File { id, path })
     }
     pub(crate) fn close(&self, file: &File) {
         self.queue.disk().close_file(file.id);
     }
     pub(crate) fn len(&self, file: &File) -> Result<u64> {
-        self.queue.disk().file_len(file.id).map_err(io_error(file.path.clone(), "ask the length of"))
+        self.disk()
+            .and_then(|disk| disk.file_len(file.id))
+            .map_err(io_error(file.path.clone(), "ask the length of"))
     }
 
     /// Reads up to `len` bytes; fewer at the end of the file.

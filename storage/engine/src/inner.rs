@@ -2,7 +2,7 @@
 //! each chunk.
 
 use crate::checkpoint::Generations;
-use crate::class::{CLASSES, SlotId, ZEROED_MAX, data_name, growth, slot_bytes};
+use crate::class::{CLASSES, SlotId, ZEROED_MAX, data_name, growth, slot_blocks, slot_bytes};
 use crate::error::{EngineError, Result};
 use crate::files::{File, Files, is_full};
 use crate::index::Index;
@@ -19,6 +19,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// What a device promises, and so what has to be flushed.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Durability {
+    /// What it has taken is durable after a flush.
+    #[default]
+    Flush,
+    /// It has power-loss protection: what it has taken is durable. Only what the file system has to note (new
+    /// files, space, first writes) is still flushed; so is everything where [`Disk::overwrites_in_place`] is false.
+    ///
+    /// [`Disk::overwrites_in_place`]: ember_rt::disk::Disk::overwrites_in_place
+    Plp,
+}
+
 /// Settings of an engine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct EngineConfig {
@@ -34,6 +47,8 @@ pub struct EngineConfig {
     pub unsaved_sums_bytes: u64,
     /// How long tombstones are kept: longer than any forward can live (R5).
     pub tombstone_keep: Duration,
+    /// What the device promises.
+    pub durability: Durability,
 }
 
 impl Default for EngineConfig {
@@ -45,6 +60,7 @@ impl Default for EngineConfig {
             checksum_cache_bytes: 64 << 20,
             unsaved_sums_bytes: 32 << 20,
             tombstone_keep: Duration::from_secs(600),
+            durability: Durability::Flush,
         }
     }
 }
@@ -249,7 +265,12 @@ impl Inner {
             false => self.files.allocate(&file, offset, bytes).await,
         };
         match reserved {
-            Ok(()) => self.slots.borrow_mut().grow(class, total + more as u32),
+            Ok(()) => {
+                self.slots.borrow_mut().grow(class, total + more as u32);
+                let zeroed = (total..total + more as u32).filter(|_| class <= ZEROED_MAX);
+                let mut settled = self.log.settled();
+                zeroed.for_each(|slot| settled.written(SlotId { class, slot }, 0, slot_blocks(class)));
+            }
             Err(error) if is_full(&error) => return Err(refused),
             Err(error) => return Err(error),
         }

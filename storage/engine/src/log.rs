@@ -6,14 +6,15 @@ use crate::class::SlotId;
 use crate::error::{EngineError, Result};
 use crate::files::{File, Files, is_full};
 use crate::frame::{self, FrameOf, LOG};
-use crate::inner::{ChunkGuard, Inner};
+use crate::inner::{ChunkGuard, Durability, Inner, add};
 use crate::record::Record;
+use crate::settled::Settled;
 use ember_rt::disk::Priority;
 use ember_rt::select::join_all;
 use ember_rt::sync::{Semaphore, oneshot};
 use ember_rt::{LocalBoxFuture, SharedBuf};
 use ember_types::mutant;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 
@@ -63,8 +64,11 @@ pub(crate) struct Log {
     committing: Cell<bool>,
     pub(crate) segment: RefCell<Segment>,
     next_segment: Cell<u64>,
-    /// Classes whose files were written since their last flush.
+    /// Classes whose files take a flush of their own: what was written since the last one needs it.
     dirty: RefCell<BTreeSet<u8>>,
+    /// The present segment has grown since its last flush.
+    grown: Cell<bool>,
+    settled: RefCell<Settled>,
     /// The last batch carried records, so recovery would have to check its data.
     unconfirmed: Cell<bool>,
     failed: RefCell<Option<String>>,
@@ -80,6 +84,8 @@ impl Log {
             next_segment: Cell::new(segment.number + 1),
             segment: RefCell::new(segment),
             dirty: RefCell::default(),
+            grown: Cell::new(false),
+            settled: RefCell::new(Settled::new()),
             unconfirmed: Cell::new(false),
             failed: RefCell::default(),
         }
@@ -90,6 +96,17 @@ impl Log {
     }
     pub(crate) fn mark_dirty(&self, class: u8) {
         self.dirty.borrow_mut().insert(class);
+    }
+    pub(crate) fn settled(&self) -> RefMut<'_, Settled> {
+        self.settled.borrow_mut()
+    }
+    /// Blocks `[from, end)` of a slot were written. Where the file system overwrites in place (`in_place`) and
+    /// they were settled, any flush that begins from now on is theirs too.
+    pub(crate) fn wrote(&self, at: SlotId, from: u32, end: u32, in_place: bool) {
+        if !(in_place && self.settled.borrow().covers(at, end)) {
+            self.settled.borrow_mut().written(at, from, end);
+            self.mark_dirty(at.class);
+        }
     }
     pub(crate) fn failure(&self) -> Option<String> {
         self.failed.borrow().clone()
@@ -278,7 +295,9 @@ impl Inner {
         }
     }
 
-    /// Writes one frame and flushes it and every data file written since its last flush, side by side.
+    /// Writes one frame and flushes it and every data file that needs a flush of its own, side by side. Others
+    /// were written to before: where overwrites are in place the flush of the log is theirs too, and with
+    /// [`Durability::Plp`] neither takes one.
     async fn write_batch(&self, payload: &[u8], count: u32) -> Result<()> {
         let (file, frame, offset) = {
             let segment = self.log.segment.borrow();
@@ -289,19 +308,25 @@ impl Inner {
         let end = offset + frame.len() as u64;
         self.extend_segment(&file, end).await?;
         let dirty = std::mem::take(&mut *self.log.dirty.borrow_mut());
+        let completed_is_durable =
+            self.config.durability == Durability::Plp && self.files.overwrites_in_place();
+        let flush = self.log.grown.replace(false) || !completed_is_durable;
         let mut flushes: Vec<LocalBoxFuture<'_, Result<()>>> = Vec::with_capacity(dirty.len() + 1);
-        for data in dirty.into_iter().filter_map(|class| self.data_file(class)) {
-            self.counters.flushes.set(self.counters.flushes.get() + 1);
+        for &class in &dirty {
+            let Some(data) = self.data_file(class) else { continue };
+            add(&self.counters.flushes, 1);
+            self.log.settled().flush_begins(class);
             flushes.push(Box::pin(async move { self.files.sync(&data).await }));
         }
-        self.counters.flushes.set(self.counters.flushes.get() + 1);
-        self.counters.batches.set(self.counters.batches.get() + 1);
-        self.counters.log_bytes.set(self.counters.log_bytes.get() + frame.len() as u64);
+        add(&self.counters.flushes, u64::from(flush));
+        add(&self.counters.batches, 1);
+        add(&self.counters.log_bytes, frame.len() as u64);
         flushes.push(Box::pin(async {
             self.files.write(&file, Priority::Foreground, offset, SharedBuf::from(frame)).await?;
-            self.files.sync(&file).await
+            if flush { self.files.sync(&file).await } else { Ok(()) }
         }));
         join_all(flushes).await.into_iter().collect::<Result<()>>()?;
+        dirty.into_iter().for_each(|class| self.log.settled().flush_ended(class));
         let mut segment = self.log.segment.borrow_mut();
         segment.offset = end;
         segment.next_sequence += 1;
@@ -319,7 +344,10 @@ impl Inner {
             .clamp(SEGMENT_STEP.0, SEGMENT_STEP.1)
             .max(end - allocated);
         match self.files.zero(file, allocated, more).await {
-            Ok(()) => self.log.segment.borrow_mut().allocated = allocated + more,
+            Ok(()) => {
+                self.log.segment.borrow_mut().allocated = allocated + more;
+                self.log.grown.set(true);
+            }
             Err(error) if is_full(&error) => {
                 return Err(EngineError::NoSpace { needed: more, available: 0 });
             }

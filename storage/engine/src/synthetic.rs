@@ -12,6 +12,7 @@ use crate::inner::EngineConfig;
 use crate::log::create_segment;
 use crate::record::{Content, Entry, Extent, Record, Run};
 use crate::rows::Rows;
+use crate::settled::Settled;
 use crate::sums::{PER_PAGE, sums_bytes, sums_name};
 use crate::superblock::Identity;
 use ember_rt::Rt;
@@ -90,23 +91,31 @@ fn update(number: u64, chunks: u64) -> Record {
 }
 
 /// The part of a target's memory that grows with its chunks, as a checkpoint of so many chunks fills it.
-pub struct Memory(Index);
+pub struct Memory {
+    index: Index,
+    _settled: Settled,
+}
 
 impl Memory {
     /// That of `chunks` chunks.
     pub fn of(chunks: u64) -> Result<Self, &'static str> {
-        let (mut index, mut rows) = (Index::default(), Rows::default());
+        let (mut index, mut rows, mut settled) = (Index::default(), Rows::default(), Settled::new());
         for number in 0..chunks {
             rows.add(chunk(number), &Entry::new(content(number, 1, number), None, ChunkVersion::NONE));
             if number % BATCH == BATCH - 1 || number == chunks - 1 {
                 index.load(crate::rows::decode(&rows.take())?);
             }
         }
-        Ok(Self(index))
+        for (class, slots) in [(CLASS, chunks), (0, chunks.div_ceil(REDIRECTED))] {
+            let end = slots * slot_bytes(class);
+            let written = |from| Ok((from < end).then_some(from..end).into_iter().collect());
+            settled.find(class, written).map_err(|_| "what is written isn't known")?;
+        }
+        Ok(Self { index, _settled: settled })
     }
     /// Chunks that it knows.
     pub fn chunks(&self) -> u64 {
-        self.0.len() as u64
+        self.index.len() as u64
     }
 }
 

@@ -335,8 +335,9 @@ impl Inner {
             return Err(self.failed_error("a data file is gone"));
         };
         add(&self.counters.data_bytes, data.len() as u64);
+        let end = block + blocks_of(data.len() as u32);
         self.files.write(&file, priority, at.offset(block), data).await?;
-        self.log.mark_dirty(at.class);
+        self.log.wrote(at, block, end, self.files.overwrites_in_place());
         Ok(())
     }
 

@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods, reason = "a driver of real processes, outside the seam")]
 
 pub mod damage;
+pub mod power;
 pub mod random;
 pub mod steady;
 pub mod tree;

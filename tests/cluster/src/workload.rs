@@ -184,6 +184,10 @@ fn replaced_content(seed: u64, version: u64) -> Vec<u8> {
 }
 
 impl Acknowledged {
+    /// Where it wrote.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
     /// Reads everything that was acknowledged.
     pub fn check(&self) -> Result<()> {
         for (number, worker) in self.workers.iter().enumerate() {

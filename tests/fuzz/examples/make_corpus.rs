@@ -1,10 +1,12 @@
-//! Writes the real encodings of every target to `corpus/TARGET/seed-NN`, in place of those that are there.
+//! Writes the real encodings of every target, or of those that are named, to `corpus/TARGET/seed-NN`, in place of
+//! those that are there.
 
 use ember_fuzz::{TARGETS, corpus, samples};
 
 fn main() -> std::io::Result<()> {
     let mut bytes = 0;
-    for (name, _) in TARGETS {
+    let named: Vec<String> = std::env::args().skip(1).collect();
+    for (name, _) in TARGETS.iter().filter(|(name, _)| named.is_empty() || named.iter().any(|n| n == name)) {
         let dir = corpus::dir(name);
         std::fs::create_dir_all(&dir)?;
         for entry in std::fs::read_dir(&dir)? {

@@ -8,7 +8,9 @@
 #![forbid(unsafe_code)]
 
 pub mod corpus;
+mod directory;
 mod disk;
+mod memory;
 pub mod mutate;
 mod net;
 mod reactor;
@@ -33,6 +35,7 @@ pub const TARGETS: &[Target] = &[
     ("engine-records", disk::records),
     ("engine-frame", disk::frame),
     ("engine-sums", disk::sums),
+    ("engine-directory", directory::directory),
     ("kv-journal", disk::journal),
     ("kv-files", disk::kv_files),
     ("kv-export", disk::export),
@@ -55,6 +58,8 @@ pub fn allowance(name: &str, len: usize) -> usize {
             // Two frames at a time, in buffers of a power of two.
             2 * (ember_wire::PAYLOAD_MAX + ember_wire::BODY_MAX).next_power_of_two()
         }
+        // A directory of files of a MiB and more, in several states.
+        "engine-directory" => 64 << 20,
         _ => 2 << 20,
     };
     fixed + 512 * len

@@ -1,5 +1,5 @@
-//! The seam on one thread and virtual time, just enough to run a connection to its end: no disk, random
-//! numbers that count.
+//! The seam on one thread and virtual time, just enough to run a connection or an engine to its end:
+//! random numbers count.
 
 use ember_net::mem::MemNet;
 use ember_rt::disk::{Disk, Disks};
@@ -96,6 +96,18 @@ impl Reactor {
             rng: seam,
         });
         Self { world, moved: Arc::new(Moved(AtomicBool::new(false))), rt, net }
+    }
+
+    /// Runs a future that needs no time to pass.
+    pub(crate) fn run<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> T {
+        let slot: Rc<RefCell<Option<T>>> = Rc::default();
+        let result = slot.clone();
+        self.rt.spawn("run", async move {
+            let value = future.await;
+            *result.borrow_mut() = Some(value);
+        });
+        self.rest();
+        slot.borrow_mut().take().expect("it waits for something that never comes")
     }
 
     /// Polls everything until nothing moves any more at this moment.

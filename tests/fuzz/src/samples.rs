@@ -30,6 +30,7 @@ pub fn of(target: &str) -> io::Result<Vec<Vec<u8>>> {
         "engine-sums" => disk::sums(),
         "engine-records" => disk::records(),
         "engine-frame" => disk::frames(),
+        "engine-directory" => crate::directory::samples(),
         "kv-journal" => disk::kv_store()?.journals,
         "kv-files" => disk::kv_store()?.files,
         "kv-export" => disk::exports(),
@@ -171,6 +172,7 @@ fn mgmtd_messages() -> Vec<Vec<u8>> {
         wants_replacement: false,
         stopped: true,
         no_room: false,
+        slow: false,
         scrub: Some(mgmtd::ScrubProgress { running: true, found: 2, ..mgmtd::ScrubProgress::default() }),
     };
     let beat = mgmtd::HeartbeatRequest {

@@ -1,4 +1,4 @@
-//! Gives each target the stored inputs, then changes of them for a second, or as many as
+//! Gives each target the stored inputs, then changes of them: for a second, five in CI, or as many as
 //! `EMBER_FUZZ_SECONDS` says. `EMBER_FUZZ_SEED` chooses other changes.
 #![allow(clippy::disallowed_methods)] // A test measures real time.
 
@@ -45,7 +45,8 @@ fn replay(name: &str) {
         }
     }
     let inputs: Vec<Vec<u8>> = inputs.into_iter().map(|(_, input)| input).collect();
-    let (seconds, seed) = (number("EMBER_FUZZ_SECONDS", 1.0), number("EMBER_FUZZ_SEED", 1.0) as u64);
+    let seconds = if std::env::var_os("CI").is_some() { 5.0 } else { 1.0 };
+    let (seconds, seed) = (number("EMBER_FUZZ_SECONDS", seconds), number("EMBER_FUZZ_SEED", 1.0) as u64);
     let (begin, mut mutator, mut runs) = (Instant::now(), Mutator::new(seed), 0_u64);
     while begin.elapsed() < Duration::from_secs_f64(seconds) {
         for _ in 0..16 {
@@ -81,6 +82,7 @@ targets! {
     engine_sums = "engine-sums",
     engine_records = "engine-records",
     engine_frame = "engine-frame",
+    engine_directory = "engine-directory",
     kv_journal = "kv-journal",
     kv_files = "kv-files",
     kv_export = "kv-export",

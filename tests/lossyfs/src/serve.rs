@@ -91,9 +91,10 @@ impl LossyFs {
     pub fn spare(&self, path: &str) {
         lock(&self.0.store).spared.push(path.to_owned());
     }
-    /// Flushes are answered without doing anything, as a bad disk's are.
-    pub fn ignore_flushes(&self, ignore: bool) {
-        lock(&self.0.store).ignores_flushes = ignore;
+    /// Flushes of files and directories whose paths contain `part` are answered without doing anything, as a bad
+    /// disk's are; `None` ends that.
+    pub fn lie(&self, part: Option<&str>) {
+        lock(&self.0.store).lies = part.map(str::to_owned);
     }
     /// Pages that a power loss may forget, of files whose paths contain `part`.
     pub fn unflushed(&self, part: &str) -> usize {

@@ -54,8 +54,8 @@ pub(crate) struct Store {
     next: u64,
     capacity_pages: u64,
     pages: u64,
-    /// Flushes are answered and do nothing.
-    pub(crate) ignores_flushes: bool,
+    /// Flushes of files and directories below this are answered and do nothing.
+    pub(crate) lies: Option<String>,
     /// Files below these paths are durable at once.
     pub(crate) spared: Vec<String>,
 }
@@ -73,7 +73,7 @@ impl Store {
             next: ROOT_ID + 1,
             capacity_pages: capacity_bytes / PAGE as u64,
             pages: 0,
-            ignores_flushes: false,
+            lies: None,
             spared: Vec::new(),
         }
     }
@@ -108,6 +108,10 @@ impl Store {
     fn is_spared(&self, inode: u64) -> bool {
         let path = self.path(inode);
         self.spared.iter().any(|spared| path.starts_with(spared.as_str()))
+    }
+
+    fn lies_about(&self, inode: u64) -> bool {
+        self.lies.as_ref().is_some_and(|part| self.path(inode).contains(part.as_str()))
     }
 
     fn drop_unnamed(&mut self) {
@@ -205,7 +209,7 @@ impl Store {
             Op::Release(_) | Op::Releasedir(_) => {
                 let inode = self.inode_mut(id)?;
                 inode.opens = inode.opens.saturating_sub(1);
-                if inode.opens == 0 && !self.names.inodes().contains(&id) {
+                if inode.opens == 0 && id != ROOT_ID && !self.names.inodes().contains(&id) {
                     self.inodes.remove(&id);
                 }
                 Ok(Reply::ok())
@@ -218,15 +222,13 @@ impl Store {
             Op::Fallocate(args) => self.fallocate(id, args),
             Op::Flush(_) | Op::Access { .. } => Ok(Reply::ok()),
             Op::Fsync(_) => {
-                let ignored = self.ignores_flushes;
-                let inode = self.inode_mut(id)?;
-                if !ignored {
-                    inode.content.flush();
+                if !self.lies_about(id) {
+                    self.inode_mut(id)?.content.flush();
                 }
                 Ok(Reply::ok())
             }
             Op::Fsyncdir(_) => {
-                if !self.ignores_flushes {
+                if !self.lies_about(id) {
                     self.names.flush(id);
                     self.drop_unnamed();
                 }

@@ -1,12 +1,14 @@
 //! Explorations, what they print, and whether they found what they should.
 
-use crate::craq::{ASKED, Bounds, Chain3, SAFE, WHOLE, WRITTEN};
+use crate::craq::{ASKED, Bounds, CHUNKS, CLIENTS, Chain3, NODES, SAFE, WHOLE, WRITTEN};
 use stateright::{Checker, HasDiscoveries, Model};
 use std::fmt;
 use std::time::{Duration, Instant};
 
 const NOTHING: Bounds = Bounds {
     name: "",
+    prompt_notes: false,
+    writers: 2,
     tries: 1,
     losses: 0,
     ticks: 0,
@@ -26,14 +28,28 @@ pub const SMALL: Bounds = Bounds { name: "small", reads: 1, reaches: &[WRITTEN, 
 pub const WRONG: Bounds =
     Bounds { name: "wrong rule", mutant: Some("r06_read_answers_pending"), reaches: &[], ..NOTHING };
 
+/// Of a client that doesn't write it is all the same which chunk it would.
+const ONE: &[[usize; CLIENTS]] = &[[0, 1]];
+
 /// All configurations of the replica protocol.
 pub const CRAQ: &[Bounds] = &[
     SMALL,
     Bounds { name: "late store", late_store: true, reads: 1, reaches: &[WRITTEN, ASKED], ..NOTHING },
     Bounds { name: "lossy", losses: 1, ticks: 1, tries: 2, reads: 1, reaches: &[WRITTEN, ASKED], ..NOTHING },
-    Bounds { name: "lease", expiries: 1, reaches: &[WRITTEN, WHOLE], ..NOTHING },
-    Bounds { name: "amnesia", crashes: 1, reaches: &[WRITTEN, WHOLE], ..NOTHING },
+    Bounds {
+        name: "lease",
+        expiries: 1,
+        prompt_notes: true,
+        writers: 1,
+        chunks: ONE,
+        reaches: &[WHOLE],
+        ..NOTHING
+    },
+    Bounds { name: "late notes", crashes: 1, writers: 1, chunks: ONE, reaches: &[WHOLE], ..NOTHING },
+    Bounds { name: AMNESIA, crashes: 1, ticks: 1, prompt_notes: true, reaches: &[WRITTEN, WHOLE], ..NOTHING },
 ];
+/// The configuration that must have as many states as the project asks for.
+pub const AMNESIA: &str = "amnesia";
 
 /// What an exploration found.
 #[derive(Debug)]
@@ -88,15 +104,18 @@ impl fmt::Display for Bounds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{}: sends of a write {}, losses {}, ticks {}, restarts {}, leases ended {}, reads through the tail {}{}",
+            "{}: {NODES} replicas, {CHUNKS} chunks, {} of {CLIENTS} clients write, sends of a write {}, losses {}, \
+             ticks {}, restarts {}, leases ended {}, reads through the tail {}{}{}",
             self.name,
+            self.writers,
             self.tries,
             self.losses,
             self.ticks,
             self.crashes,
             self.expiries,
             self.reads,
-            if self.late_store { ", slow stores" } else { "" }
+            if self.late_store { ", slow stores" } else { "" },
+            if self.prompt_notes { ", prompt notes" } else { "" }
         )
     }
 }

@@ -301,7 +301,7 @@ fn a_latent_error_lasts_until_the_range_is_written_and_aimed_failures_hit_their_
     assert!(fs.make_unreadable(&world, "t-1/").is_some());
     assert_eq!(fs.make_unreadable(&world, "t-2/"), None);
     world.run_until(3 * S / 2);
-    fs.fail_changes("t-1/", 1_000_000);
+    fs.fail_changes("t-1/", 1_000_000, false);
     world.run_until(5 * S);
     assert_eq!(*found.borrow(), [false, true, false, true]);
     assert_eq!(fs.hits(), 1);

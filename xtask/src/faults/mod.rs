@@ -5,7 +5,8 @@ mod copy;
 mod crash;
 mod fio;
 mod mixed;
-mod pause;
+pub(crate) mod pause;
+mod power;
 mod programs;
 
 use crate::process::{cargo, root};
@@ -43,6 +44,12 @@ enum Fault {
     Copy,
     /// Every process is killed at a random moment; what was fsynced must be whole.
     Crash {
+        /// How often.
+        #[arg(long, default_value_t = 20)]
+        rounds: u32,
+    },
+    /// Power fails for everything at once, under load, on a file system that forgets what was not flushed.
+    Power {
         /// How often.
         #[arg(long, default_value_t = 20)]
         rounds: u32,
@@ -95,6 +102,7 @@ pub(crate) fn run(args: &FaultArgs) -> Result<()> {
         Fault::Pause => pause::run(&bench),
         Fault::Copy => copy::run(&bench),
         Fault::Crash { rounds } => crash::run(&bench, rounds),
+        Fault::Power { rounds } => power::run(&bench, rounds),
         Fault::Control => crash::control(&bench),
         Fault::Bitrot => bitrot::run(&bench),
         Fault::All => all(&bench),
@@ -103,10 +111,11 @@ pub(crate) fn run(args: &FaultArgs) -> Result<()> {
 
 fn all(bench: &Bench) -> Result<()> {
     type Run = fn(&Bench) -> Result<()>;
-    let runs: [(&str, Run); 6] = [
+    let runs: [(&str, Run); 7] = [
         ("pause", pause::run),
         ("copy", copy::run),
         ("crash", |b| crash::run(b, 20)),
+        ("power", |b| power::run(b, 20)),
         ("control", crash::control),
         ("bitrot", bitrot::run),
         ("mixed", |b| mixed::run(b, 10)),

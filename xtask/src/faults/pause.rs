@@ -44,6 +44,6 @@ pub(super) fn run(bench: &Bench) -> Result<()> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "drives real processes, outside the seam")]
-pub(super) fn pause(time: Duration) {
+pub(crate) fn pause(time: Duration) {
     std::thread::sleep(time);
 }

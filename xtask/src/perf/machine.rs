@@ -7,6 +7,8 @@ use std::path::Path;
 
 /// Bytes of a sector in `/proc/diskstats`, whatever the disk's are.
 const SECTOR: u64 = 512;
+/// The column of `/proc/diskstats` that counts flushes.
+const FLUSHES: usize = 18;
 
 /// Reads the counters of one disk.
 pub(super) struct Meter {
@@ -21,6 +23,8 @@ pub(super) struct Reading {
     pub(super) read: u64,
     /// Bytes written to it since boot.
     pub(super) written: u64,
+    /// Flushes that it has done since boot; 0 if the kernel doesn't count them.
+    pub(super) flushes: u64,
     /// Processor time of all programs and the kernel since boot.
     pub(super) cpu_seconds: f64,
 }
@@ -36,6 +40,10 @@ impl Meter {
         Ok(meter)
     }
 
+    pub(super) fn ticks_per_s(&self) -> f64 {
+        self.ticks_per_s
+    }
+
     pub(super) fn read(&self) -> Result<Reading> {
         let text = std::fs::read_to_string("/proc/diskstats")?;
         let (major, minor) = (self.major.to_string(), self.minor.to_string());
@@ -46,6 +54,7 @@ impl Meter {
         Ok(Reading {
             read: sectors(5)? * SECTOR,
             written: sectors(9)? * SECTOR,
+            flushes: row.get(FLUSHES).and_then(|count| count.parse().ok()).unwrap_or(0),
             cpu_seconds: busy_ticks(&std::fs::read_to_string("/proc/stat")?)? as f64 / self.ticks_per_s,
         })
     }

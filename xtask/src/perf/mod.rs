@@ -1,6 +1,7 @@
 //! `cargo xtask perf`: fio on a disk, the mount and the native client on the same disk, run in turn. Medians of
 //! several runs and their ratios; nothing but ratios is compared, and no goal binds.
 
+mod engine;
 mod machine;
 mod page;
 mod resync;
@@ -54,6 +55,8 @@ pub(crate) struct PerfArgs {
 /// A part that is measured alone; without one, the mount and the native client.
 #[derive(clap::Subcommand)]
 enum Part {
+    /// The chunk engine in one lane against fio; fails if a goal is missed.
+    Engine(engine::EngineArgs),
     /// Filling an emptied replica again, alone and beside a reader; fails if a goal is missed.
     Resync(resync::ResyncArgs),
 }
@@ -74,6 +77,7 @@ fn rows() -> Vec<(Pattern, Vec<Side>)> {
 /// Measures, prints, and writes the page.
 pub(crate) fn run(args: &PerfArgs) -> Result<()> {
     match &args.part {
+        Some(Part::Engine(args)) => return engine::run(args),
         Some(Part::Resync(args)) => return resync::run(args),
         None => {}
     }

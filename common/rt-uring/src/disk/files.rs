@@ -1,6 +1,6 @@
 //! The immediate operations of a disk: names, opening, small files, the lock. All below one directory.
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, openat};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, StatxFlags, flock, openat};
 use rustix::io::Errno;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,6 +8,8 @@ use std::path::{Component, Path, PathBuf};
 
 /// Size of a file system that says that it has no blocks at all.
 const UNKNOWN_SIZE: u64 = 1 << 40;
+/// Magic number of ext4 (and of ext2 and ext3, which its driver serves).
+const EXT4: u64 = 0xef53;
 /// Name of the lock file of a directory. Not listed.
 const LOCK: &str = ".lock";
 /// End of the names of small files that are being written. Not listed.
@@ -83,6 +85,24 @@ impl Root {
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::DIRECT | OFlags::CLOEXEC;
         // Where nameless files are unknown, the first file that is opened tells.
         !matches!(openat(&self.fd, ".", flags, FILE_MODE), Err(Errno::INVAL))
+    }
+
+    /// Whether the file system writes over bytes where they are and one flush is everybody's. ext4 does: an
+    /// fdatasync flushes the whole device, a direct overwrite of written blocks changes nothing but times. Others
+    /// aren't taken for it: btrfs, zfs and f2fs move what is overwritten, XFS does if a file was reflinked, a
+    /// network file system may do anything.
+    pub(super) fn overwrites_in_place(&self) -> bool {
+        rustix::fs::fstatfs(&self.fd).is_ok_and(|stat| stat.f_type as u64 == EXT4)
+    }
+
+    /// Whether direct access to a file that was opened direct is what happens, on the file system of the directory:
+    /// ext4 goes through the page cache all the same for files whose data it journals or encrypts.
+    pub(super) fn is_really_direct(&self, fd: &OwnedFd) -> bool {
+        let stat = |fd| rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
+        let (Ok(root), Ok(stat)) = (stat(&self.fd), stat(fd)) else { return false };
+        let known = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::DIOALIGN);
+        let same = (stat.stx_dev_major, stat.stx_dev_minor) == (root.stx_dev_major, root.stx_dev_minor);
+        known && same && (1..=4096).contains(&stat.stx_dio_offset_align)
     }
 
     pub(super) fn list(&self, dir: &str) -> io::Result<Vec<String>> {

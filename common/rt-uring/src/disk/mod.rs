@@ -1,10 +1,12 @@
 //! Disks: a directory each, driven by a ring of its own.
 //!
-//! [`submit`](Disk::submit) only queues. The ring is fed when the task that waits in [`ready`](Disk::ready)
-//! runs next, which is after every task that could run has run: all operations of one turn go to the kernel
-//! in one system call. A completion wakes that task through the ring's descriptor.
+//! [`submit`](Disk::submit) queues. The ring is fed when the task that waits in [`ready`](Disk::ready) runs
+//! next, which is after every task that could run has run, or when [`SUBMIT_AT`] operations wait: so a system call
+//! starts several, and the device doesn't wait until all tasks of a turn have run. A completion wakes that task
+//! through the ring's descriptor.
 
 mod files;
+mod map;
 mod ring;
 mod sched;
 
@@ -19,6 +21,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
@@ -27,6 +30,9 @@ use tokio::io::unix::AsyncFd;
 
 /// Operations that may wait for the device; above it they end with an error.
 const WAITING_MAX: usize = 65_536;
+
+/// As many operations go to the kernel at once rather than at the end of the reactor's turn.
+const SUBMIT_AT: usize = 8;
 
 /// Opens disks on this machine.
 pub(crate) struct UringDisks {
@@ -45,17 +51,31 @@ struct Device {
     queues: Queues<Flight>,
     files: BTreeMap<FileId, Rc<OpenFile>>,
     next_file: u32,
+    /// Operations that came since the ring was fed.
+    unfed: usize,
     finished: Vec<Completion>,
 }
 
 impl Device {
+    /// Starts what may start; what has ended is left to the next [`Device::turn`].
+    fn feed(&mut self) {
+        self.unfed = 0;
+        while let Some(flight) = self.queues.next() {
+            self.ring.push(flight);
+        }
+        if let Err(err) = self.ring.submit() {
+            tracing::error!("io_uring takes no operations: {err}");
+        }
+    }
+
     /// Collects what has ended and starts what may start, until the kernel has everything. `false` if it
     /// takes no more at the moment.
     fn turn(&mut self) -> bool {
+        self.unfed = 0;
         loop {
             let (queues, finished) = (&mut self.queues, &mut self.finished);
-            self.ring.reap(|priority, completion| {
-                queues.ended(priority);
+            self.ring.reap(|weight, completion| {
+                queues.ended(weight);
                 finished.push(completion);
             });
             while let Some(flight) = self.queues.next() {
@@ -85,6 +105,7 @@ pub(crate) struct UringDisk {
     waiter: RefCell<Option<Waker>>,
     root: Root,
     direct: Cell<bool>,
+    in_place: Cell<bool>,
     reserves: Rc<Cell<bool>>,
     locks: RefCell<BTreeMap<String, OwnedFd>>,
 }
@@ -99,11 +120,13 @@ impl UringDisk {
         })?;
         let completions = ring.watch()?;
         let direct = Cell::new(root.probe_direct());
+        let in_place = Cell::new(direct.get() && root.overwrites_in_place());
         let device = Device {
             ring,
             queues: Queues::new(depth as usize),
             files: BTreeMap::new(),
             next_file: 1,
+            unfed: 0,
             finished: Vec::new(),
         };
         Ok(Self {
@@ -112,6 +135,7 @@ impl UringDisk {
             waiter: RefCell::new(None),
             root,
             direct,
+            in_place,
             reserves: Rc::new(Cell::new(true)),
             locks: RefCell::default(),
         })
@@ -164,7 +188,13 @@ impl UringDisk {
         if self.device.borrow().queues.len() >= WAITING_MAX {
             return self.refuse(op, io::Error::new(io::ErrorKind::ResourceBusy, "too many operations wait"));
         }
-        self.device.borrow_mut().queues.push(op.priority, Flight::new(op, file));
+        let mut device = self.device.borrow_mut();
+        let flight = Flight::new(op, file);
+        device.queues.push(flight.weight(), flight);
+        device.unfed += 1;
+        if device.unfed >= SUBMIT_AT {
+            device.feed();
+        }
     }
 }
 
@@ -213,6 +243,9 @@ impl Disk for UringDisk {
         let (fd, direct) = self.root.open_file(name, flags, mode.direct)?;
         if mode.direct && !direct {
             self.direct.set(false);
+        }
+        if mode.direct && self.in_place.get() && !(direct && self.root.is_really_direct(&fd)) {
+            self.in_place.set(false);
         }
         let mut device = self.device.borrow_mut();
         let id = FileId(device.next_file);
@@ -266,6 +299,13 @@ impl Disk for UringDisk {
     }
     fn space(&self) -> io::Result<Space> {
         self.root.space()
+    }
+    fn overwrites_in_place(&self) -> bool {
+        self.in_place.get()
+    }
+    fn written(&self, file: FileId, from: u64) -> io::Result<Vec<Range<u64>>> {
+        let file = self.file(file)?;
+        if self.in_place.get() { map::written(&file.fd, from) } else { Ok(Vec::new()) }
     }
     fn warnings(&self) -> Vec<&'static str> {
         let direct = "doesn't support O_DIRECT: reads and writes go through the page cache";

@@ -4,7 +4,8 @@
 //! the push of its entry to its completion; nothing else can reach them in between, and the ring isn't
 //! dropped before the table is empty (or else the table is leaked, [`Ring::drain`]).
 
-use ember_rt::disk::{Completion, Op, OpKind, Priority};
+use super::sched::Weight;
+use ember_rt::disk::{Completion, Op, OpKind};
 use io_uring::{IoUring, opcode, types};
 use std::cell::Cell;
 use std::io;
@@ -54,12 +55,18 @@ impl Flight {
         Self { op, file, done: 0, retries: 0 }
     }
 
-    pub(super) fn end(self, result: io::Result<usize>) -> (Priority, Completion) {
+    pub(super) fn weight(&self) -> Weight {
+        let written = if let OpKind::Write { data, .. } = &self.op.kind { data.len() } else { 0 };
+        Weight::new(self.op.priority, written)
+    }
+
+    pub(super) fn end(self, result: io::Result<usize>) -> (Weight, Completion) {
+        let weight = self.weight();
         let buf = match self.op.kind {
             OpKind::Read { buf, .. } => Some(buf),
             _ => None,
         };
-        (self.op.priority, Completion { token: self.op.token, result, buf })
+        (weight, Completion { token: self.op.token, result, buf })
     }
 
     /// Takes a result of the kernel in: `Ok(None)` means that the rest has to be started.
@@ -211,7 +218,7 @@ impl Ring {
     }
 
     /// Collects what has ended; what ended short is started again.
-    pub(super) fn reap(&mut self, mut ended: impl FnMut(Priority, Completion)) {
+    pub(super) fn reap(&mut self, mut ended: impl FnMut(Weight, Completion)) {
         loop {
             let Some(done) = self.uring.completion().next() else {
                 return;
@@ -228,8 +235,8 @@ impl Ring {
             };
             if let Some(flight) = self.table[slot].take() {
                 self.free.push(slot);
-                let (priority, completion) = flight.end(result);
-                ended(priority, completion);
+                let (weight, completion) = flight.end(result);
+                ended(weight, completion);
             }
         }
     }

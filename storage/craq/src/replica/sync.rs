@@ -41,7 +41,10 @@ impl Source {
 
 impl Replica {
     pub(super) fn start_sync(&mut self, ctx: &mut Ctx) {
-        self.sync = Some(Source::default());
+        // What was being installed when this replica began to serve is in no listing yet.
+        let installs = self.active.iter().filter(|(_, a)| matches!(a.job, Some(Job::Install { .. })));
+        let nominated = installs.map(|(&chunk, _)| chunk).collect();
+        self.sync = Some(Source { nominated, ..Source::default() });
         self.drive_sync(ctx);
     }
 

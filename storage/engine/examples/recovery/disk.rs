@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::future::poll_fn;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -244,6 +245,14 @@ impl Disk for FsDisk {
     }
     fn space(&self) -> io::Result<Space> {
         Ok(Space { total: 1 << 50, available: 1 << 50, file_system: 0 })
+    }
+    fn overwrites_in_place(&self) -> bool {
+        true
+    }
+    fn written(&self, file: FileId, from: u64) -> io::Result<Vec<Range<u64>>> {
+        // As if all of it had been.
+        let end = self.file_len(file)?;
+        Ok((from < end).then_some(from..end).into_iter().collect())
     }
     fn warnings(&self) -> Vec<&'static str> {
         Vec::new()

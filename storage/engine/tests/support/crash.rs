@@ -1,12 +1,12 @@
 //! Power loss at every write and flush of random histories, and at each of them with many parts of what was
 //! not flushed lost. The engine recovers, is compared with the model, and goes on working.
 
-use super::disk::{Boundary, DiskState, FlushClass};
+use super::disk::{Boundary, Device, DiskState, FlushClass};
 use super::loss::{Unit, WAYS, hash_of, pick};
 use super::model::{Kind, Model, Violation, check_all, history};
 use super::pages::mix;
 use super::{DIR, World, config};
-use ember_engine::{Engine, EngineConfig, Recovery};
+use ember_engine::{Durability, Engine, EngineConfig, Recovery};
 use ember_types::layout::SplitMix64;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -64,9 +64,19 @@ impl Report {
     }
 }
 
-fn settings() -> EngineConfig {
+fn settings(device: Device) -> EngineConfig {
+    let durability = if device == Device::Protected { Durability::Plp } else { Durability::Flush };
     // No page stays in memory.
-    EngineConfig { log_bytes: 48 << 10, checksum_cache_bytes: 0, ..config() }
+    EngineConfig { log_bytes: 48 << 10, checksum_cache_bytes: 0, durability, ..config() }
+}
+
+/// Every kind of flush is asked for on plain devices: half of the histories.
+fn device_of(seed: u64) -> Device {
+    match seed % 4 {
+        2 => Device::InPlace,
+        3 => Device::Protected,
+        _ => Device::Plain,
+    }
 }
 
 struct Run {
@@ -74,12 +84,14 @@ struct Run {
     random: SplitMix64,
     report: Report,
     seen: BTreeSet<(u64, u64)>,
+    device: Device,
 }
 
 /// One history; everything follows from its seed.
 pub fn run(seed: u64, plan: Plan) -> (Report, Result<(), Violation>) {
     let random = SplitMix64(seed.wrapping_mul(0x2545_f491_4f6c_dd1d));
-    let mut run = Run { plan, random, report: Report::default(), seen: BTreeSet::new() };
+    let mut run =
+        Run { plan, random, report: Report::default(), seen: BTreeSet::new(), device: device_of(seed) };
     let result = caught(|| run.history());
     run.report.histories = 1;
     (run.report, result.map_err(|v| Violation { what: format!("history {seed}: {}", v.what), ..v }))
@@ -98,7 +110,7 @@ impl Run {
     fn history(&mut self) -> Result<(), Violation> {
         let mut model = Model { small: true, ..Model::default() };
         let mut disk = DiskState::new(self.random.next());
-        disk.skip = self.plan.skip;
+        (disk.skip, disk.device) = (self.plan.skip, self.device);
         for _ in 0..self.plan.lives {
             (disk, model) = self.life(disk, model)?;
         }
@@ -145,7 +157,7 @@ impl Run {
         let survives = pick(&units, way, &mut self.random);
         let (names, inodes) = boundary.moment.after(&units, &survives);
         let mut disk = DiskState::started(self.random.next(), names, inodes);
-        disk.skip = self.plan.skip;
+        (disk.skip, disk.device) = (self.plan.skip, self.device);
         Ok((disk, boundary.model.clone()))
     }
 
@@ -198,7 +210,7 @@ impl Run {
             }
         }
         let mut disk = DiskState::started(image, names, inodes);
-        disk.skip = self.plan.skip;
+        (disk.skip, disk.device) = (self.plan.skip, self.device);
         let mut world = World::new(disk);
         let model = RefCell::new(boundary.model.clone());
         let again = mix(image, 5).is_multiple_of(8);
@@ -218,10 +230,11 @@ impl Run {
 /// Opens the target, or creates it if nobody was told that it is there.
 async fn begin(world: &World, model: &RefCell<Model>) -> Result<(Engine, Recovery), Violation> {
     let refused = |error: ember_engine::EngineError| Violation::new(Kind::Refused, error.to_string());
+    let settings = settings(world.disk.borrow().device);
     let created = model.borrow().created;
     let opened = match created || Engine::exists(&world.queue(), DIR).map_err(refused)? {
-        true => world.open(settings()).await.map_err(refused)?,
-        false => (world.create(settings()).await.map_err(refused)?, Recovery::default()),
+        true => world.open(settings).await.map_err(refused)?,
+        false => (world.create(settings).await.map_err(refused)?, Recovery::default()),
     };
     let mut model = model.borrow_mut();
     model.epoch += u64::from(!model.created);

@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 use std::task::Poll;
 
@@ -42,7 +43,6 @@ flush_classes! {
     DirEmpty = "directory: removed empty segment",
     Superblock = "superblock",
     DirSuperblock = "directory: superblock",
-    Marker = "marker of a creation",
     DirMarker = "directory: marker of a creation",
     DirCreated = "directory: end of a creation",
     DirTarget = "directory: target",
@@ -67,6 +67,17 @@ enum FlightKind {
 pub struct Boundary {
     pub moment: Moment,
     pub model: Model,
+}
+
+/// What a device and its file system promise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Device {
+    /// A flush of a file makes durable what was written to it.
+    Plain,
+    /// And what was written over in place in any file.
+    InPlace,
+    /// What was written over in place is durable when the write has ended.
+    Protected,
 }
 
 /// Everything about the disk.
@@ -103,6 +114,8 @@ pub struct DiskState {
     pub skip: Option<FlushClass>,
     /// Most reads that were in flight at once.
     pub reads_at_once: usize,
+    /// What a flush and a finished write promise.
+    pub device: Device,
     /// Offsets and lengths of writes: (name, offset, length).
     pub trace: Option<Vec<(String, u64, usize)>>,
 }
@@ -133,6 +146,7 @@ impl DiskState {
             fail_reads: None,
             skip: None,
             reads_at_once: 0,
+            device: Device::Plain,
             trace: None,
         }
     }
@@ -177,18 +191,17 @@ impl DiskState {
                     written =
                         if let Change::Write(_, pages) = &change.change { pages.len() * PAGE } else { 0 };
                 }
+                if self.device == Device::Protected {
+                    state.overwrite(|other| other == id);
+                }
                 (Ok(written), None)
             }
             FlightKind::Sync(ids, class) => {
                 if self.skip != Some(class) {
-                    let Inode { durable, unflushed, .. } = state;
-                    unflushed.retain(|u| {
-                        let flushed = ids.contains(&u.id);
-                        if flushed {
-                            u.change.apply(durable);
-                        }
-                        !flushed
-                    });
+                    state.flush(|id| ids.contains(&id));
+                    if self.device != Device::Plain {
+                        self.inodes.iter_mut().for_each(|inode| inode.overwrite(|id| ids.contains(&id)));
+                    }
                 }
                 (Ok(0), None)
             }
@@ -223,7 +236,9 @@ impl DiskState {
                 return;
             }
             OpKind::Sync => {
-                let done = self.inodes[inode].unflushed.iter().filter(|u| u.done).map(|u| u.id).collect();
+                // Of other files too: what was done before is what a flush of the device is for.
+                let done = self.inodes.iter().flat_map(|inode| &inode.unflushed).filter(|u| u.done);
+                let done = done.map(|u| u.id).collect();
                 let class = self.class_of_sync(inode, &name);
                 self.flights.push(Flight { token: op.token, inode, kind: FlightKind::Sync(done, class) });
                 return;
@@ -287,8 +302,8 @@ impl DiskState {
         Self { names, durable_names, inodes, total, ..Self::new(seed) }
     }
     fn restarted(&mut self, names: Names, inodes: Vec<Inode>) -> Self {
-        let (total, skip) = (self.total, self.skip);
-        Self { total, skip, ..Self::started(self.random.next(), names, inodes) }
+        let (total, skip, device) = (self.total, self.skip, self.device);
+        Self { total, skip, device, ..Self::started(self.random.next(), names, inodes) }
     }
     /// The disk after power loss: any part of what was not flushed.
     pub fn after_power_loss(&mut self) -> Self {
@@ -325,6 +340,7 @@ impl DiskState {
             durable: i.view.clone(),
             view: i.view.clone(),
             unflushed: Vec::new(),
+            settled: i.settled.clone(),
         });
         let inodes = inodes.collect();
         self.restarted(names, inodes)
@@ -395,6 +411,7 @@ impl DiskState {
             Some(naming @ Naming::Link(..)) if is(naming, "/log-") => FlushClass::DirSegment,
             Some(naming @ Naming::Link(..)) if is(naming, "/data-") => FlushClass::DirData,
             Some(naming @ Naming::Link(..)) if is(naming, "/sums-") => FlushClass::DirData,
+            Some(naming @ Naming::Link(..)) if is(naming, "/creating") => FlushClass::DirMarker,
             Some(Naming::Rename(..)) => FlushClass::DirCheckpoint,
             Some(naming @ Naming::Unlink(_)) if is(naming, "/creating") => FlushClass::DirCreated,
             Some(naming @ Naming::Unlink(_)) if is(naming, "/log-") && self.opening => FlushClass::DirEmpty,
@@ -500,13 +517,9 @@ impl Disk for FaultDisk {
     fn write_small(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let mut state = self.0.borrow_mut();
         state.alive()?;
-        let (file, dir) = match name.ends_with("creating") {
-            true => (FlushClass::Marker, FlushClass::DirMarker),
-            false => (FlushClass::Superblock, FlushClass::DirSuperblock),
-        };
         let content = Pages::new(content);
         let mut inode = Inode { view: content.clone(), ..Inode::default() };
-        if state.skip == Some(file) {
+        if state.skip == Some(FlushClass::Superblock) {
             inode.unflushed.push(Unflushed { id: 0, change: Change::Content(content), done: true });
         } else {
             inode.durable = content;
@@ -514,7 +527,7 @@ impl Disk for FaultDisk {
         state.inodes.push(inode);
         let inode = state.inodes.len() - 1;
         state.naming(Naming::Link(name.to_owned(), inode));
-        state.sync_dir(parent(name), dir);
+        state.sync_dir(parent(name), FlushClass::DirSuperblock);
         Ok(())
     }
     fn lock(&self, _: &str) -> io::Result<()> {
@@ -527,6 +540,15 @@ impl Disk for FaultDisk {
     fn space(&self) -> io::Result<Space> {
         let state = self.0.borrow();
         Ok(Space { total: state.total, available: state.available(), file_system: 0 })
+    }
+    fn overwrites_in_place(&self) -> bool {
+        self.0.borrow().device != Device::Plain
+    }
+    fn written(&self, file: FileId, from: u64) -> io::Result<Vec<Range<u64>>> {
+        let state = self.0.borrow();
+        let pages = state.inodes[state.open[&file.0]].written();
+        let pages = pages.into_iter().map(|page| (page * PAGE) as u64).filter(|start| *start >= from);
+        Ok(pages.take(3).map(|start| start..start + PAGE as u64).collect())
     }
     fn warnings(&self) -> Vec<&'static str> {
         Vec::new()

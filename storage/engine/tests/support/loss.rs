@@ -41,6 +41,70 @@ pub struct Inode {
     pub durable: Pages,
     pub view: Pages,
     pub unflushed: Vec<Unflushed>,
+    /// Pages with a place on the device that the file system has noted durably.
+    pub settled: BTreeSet<usize>,
+}
+
+impl Inode {
+    /// A flush of this file: the changes that `flushed` names become durable, and the places of their bytes.
+    pub fn flush(&mut self, flushed: impl Fn(u64) -> bool) {
+        let Self { durable, unflushed, settled, .. } = self;
+        unflushed.retain(|u| {
+            let gone = flushed(u.id);
+            if gone {
+                u.change.apply(durable);
+                match &u.change {
+                    Change::Write(first, pages) => settled.extend(*first..first + pages.len()),
+                    Change::Punch(offset, len) => {
+                        let given = *offset as usize / PAGE..(offset + len) as usize / PAGE;
+                        settled.retain(|page| !given.contains(page));
+                    }
+                    Change::Allocate(..) | Change::Content(_) => {}
+                }
+            }
+            !gone
+        });
+    }
+    /// Pages that a change which is not durable gives back.
+    fn punched(&self) -> BTreeSet<usize> {
+        let mut pages = BTreeSet::new();
+        for unflushed in &self.unflushed {
+            if let Change::Punch(offset, len) = unflushed.change {
+                pages.extend(offset as usize / PAGE..(offset + len) as usize / PAGE);
+            }
+        }
+        pages
+    }
+    /// Pages of whose place the file system says so, in order.
+    pub fn written(&self) -> Vec<usize> {
+        let punched = self.punched();
+        self.settled.iter().copied().filter(|page| !punched.contains(page)).collect()
+    }
+    /// A flush of the device alone: of the changes that `flushed` names, the pages that lay in settled places become
+    /// durable, nothing else.
+    pub fn overwrite(&mut self, flushed: impl Fn(u64) -> bool) {
+        let punched = self.punched();
+        let mut left = Vec::with_capacity(self.unflushed.len());
+        for unflushed in std::mem::take(&mut self.unflushed) {
+            let Change::Write(first, pages) = &unflushed.change else {
+                left.push(unflushed);
+                continue;
+            };
+            if !unflushed.done || !flushed(unflushed.id) {
+                left.push(unflushed);
+                continue;
+            }
+            for (page, bytes) in (*first..).zip(pages.iter()) {
+                if self.settled.contains(&page) && !punched.contains(&page) {
+                    self.durable.put(page, bytes.clone());
+                } else {
+                    let change = Change::Write(page, Rc::new(vec![bytes.clone()]));
+                    left.push(Unflushed { id: unflushed.id, change, done: true });
+                }
+            }
+        }
+        self.unflushed = left;
+    }
 }
 
 #[derive(Clone)]
@@ -203,8 +267,16 @@ impl Moment {
         }
         files.retain(|name, _| dirs.contains(parent(name)));
         let named: BTreeSet<usize> = files.values().copied().collect();
-        let inodes = inodes.into_iter().enumerate().map(|(i, bytes)| match named.contains(&i) {
-            true => Inode { durable: bytes.clone(), view: bytes, unflushed: Vec::new() },
+        let mut settled: Vec<BTreeSet<usize>> =
+            self.inodes.iter().map(|inode| inode.settled.clone()).collect();
+        for unit in units.iter().zip(survives).filter_map(|(unit, survives)| survives.then_some(unit)) {
+            if let Unit::Sector { inode, page, .. } = unit {
+                settled[*inode].insert(*page);
+            }
+        }
+        let inodes = inodes.into_iter().zip(settled).enumerate();
+        let inodes = inodes.map(|(i, (bytes, settled))| match named.contains(&i) {
+            true => Inode { durable: bytes.clone(), view: bytes, unflushed: Vec::new(), settled },
             false => Inode::default(),
         });
         let inodes = inodes.collect();

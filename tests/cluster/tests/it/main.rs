@@ -8,5 +8,6 @@ mod damage;
 mod life;
 mod posix_data;
 mod posix_names;
+mod power;
 mod programs;
 mod refuse;

@@ -10,6 +10,7 @@
 //!   fits its state, and nothing panics.
 
 mod control;
+mod digest;
 mod obey;
 mod store;
 mod world;
@@ -31,11 +32,15 @@ pub const CLIENTS: usize = 2;
 pub struct Bounds {
     /// Name of the configuration.
     pub name: &'static str,
+    /// Whether mgmtd notes a version as in use at once when it is asked to.
+    pub prompt_notes: bool,
+    /// Clients that write.
+    pub writers: usize,
     /// Times that a client sends its write.
     pub tries: u8,
     /// Messages whose sender hears of a loss; they may arrive all the same.
     pub losses: u8,
-    /// Times that something is sent again for time alone.
+    /// Times that something is sent again for time alone; with restarts, by a process that restarted.
     pub ticks: u8,
     /// Processes that restart with what is on their disks.
     pub crashes: u8,

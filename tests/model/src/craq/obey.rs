@@ -35,7 +35,8 @@ impl World {
             node.waits.clear();
             self.answers.retain(|&token, _| !matches!(origin(token), Origin::Peer { node, .. } if node == i));
         }
-        let turn = |output: &Output| if let Output::SyncTurn { chunk } = output { Some(*chunk) } else { None };
+        let turn =
+            |output: &Output| if let Output::SyncTurn { chunk } = output { Some(*chunk) } else { None };
         let turns: Vec<_> = out.iter().filter_map(turn).collect();
         out.into_iter().for_each(|output| self.obey(i, output, bytes));
         turns.into_iter().for_each(|chunk| self.feed(i, at, Input::SyncTurn { chunk }, 0, bounds));

@@ -1,6 +1,7 @@
 //! Replicas, what is on its way between them, and what may happen next.
 
 use super::control::Control;
+use super::digest::digest;
 use super::store::{Store, chunk_id};
 use super::{Bounds, CHUNKS, CLIENTS, NODES};
 use ember_chain::Report;
@@ -9,7 +10,7 @@ use ember_types::{
     Chain, ChainId, ChainVersion, ChannelId, ClientId, Generation, Instant, Sequence, TargetId, WriterTag,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,6 +76,8 @@ pub(super) struct Derived {
     digest: u64,
     /// What a read of each chunk answers at once, if it does.
     pub(super) tells: [Option<Content>; CHUNKS],
+    /// Whether the passing of time changes anything.
+    waits: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -89,13 +92,6 @@ impl Request {
     pub(super) fn new(node: usize, input: Input, bytes: u32) -> Self {
         Self { digest: digest(&(node, &input, bytes)), node, input, bytes }
     }
-}
-
-/// One number for a value that many states share, so that it is hashed once.
-fn digest(value: &impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
 }
 
 /// A client with one write.
@@ -241,7 +237,11 @@ impl World {
         let mut actions = self.automatic();
         let chain = self.control.chain();
         for (c, writer) in self.writers.iter().enumerate() {
-            if !writer.acknowledged && writer.tries < bounds.tries && chain.head().is_some() {
+            if c < bounds.writers
+                && !writer.acknowledged
+                && writer.tries < bounds.tries
+                && chain.head().is_some()
+            {
                 actions.push(Action::Write(c));
             }
         }
@@ -252,7 +252,7 @@ impl World {
             if self.spent.losses < bounds.losses {
                 actions.extend(node.waits.iter().map(|&id| Action::Lose(peer_token(i, node.boot, id))));
             }
-            if self.spent.ticks < bounds.ticks && node.replica.wants_tick() {
+            if self.spent.ticks < bounds.ticks && self.derived[i].waits && self.ticks_at(i, bounds) {
                 actions.push(Action::Tick(i));
             }
             if self.spent.crashes < bounds.crashes {
@@ -270,6 +270,20 @@ impl World {
             }
         }
         actions
+    }
+
+    /// With restarts, time passes on the processes that restarted alone: that keeps the bounds small.
+    fn ticks_at(&self, node: usize, bounds: &Bounds) -> bool {
+        bounds.crashes == 0 || self.nodes[node].boot > 1
+    }
+
+    fn waits(&self, node: usize) -> bool {
+        let node = &*self.nodes[node];
+        let (mut later_on, mut out) = (node.replica.clone(), Vec::new());
+        if node.replica.wants_tick() {
+            later_on.handle(later(), &node.store, Input::Tick, &mut out);
+        }
+        !out.is_empty() || later_on != node.replica
     }
 
     /// Whether the node has something to say that mgmtd may act on.
@@ -299,10 +313,15 @@ impl World {
     pub(super) fn apply(&mut self, action: Action, bounds: &Bounds) {
         let before = self.nodes.clone();
         self.happen(action, bounds);
+        while bounds.prompt_notes
+            && let Some(node) = self.nodes.iter().position(|node| node.note.is_some())
+        {
+            self.happen(Action::Note(node), bounds);
+        }
         for (i, old) in before.iter().enumerate() {
             if !Arc::ptr_eq(old, &self.nodes[i]) {
                 let digest = digest(&*self.nodes[i]);
-                self.derived[i] = Derived { digest, tells: self.tells(i) };
+                self.derived[i] = Derived { digest, tells: self.tells(i), waits: self.waits(i) };
             }
         }
         self.forget();

@@ -11,7 +11,7 @@ use crate::disk::{DiskConfig, PowerCut, SimFs};
 use crate::process::{Crash, ProcessId};
 use crate::world::{World, between};
 use ember_types::layout::SplitMix64;
-use ember_types::{Chain, ChainId, ChainTarget, TargetId};
+use ember_types::{Chain, ChainId, ChainTarget, PublicState, TargetId};
 use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
@@ -19,8 +19,11 @@ use std::rc::Rc;
 const MS: u64 = 1_000_000;
 /// Virtual time after a strike until everything must serve again, and every replica be whole.
 const HEAL_MS: u64 = 60_000;
-/// A target that couldn't write stays out until its node is started again: an operator does so after this long.
-const OPERATOR_MS: u64 = 6_000;
+/// Longest time until a chain goes on without a member whose disk hangs: the default limit of an operation, and
+/// what mgmtd takes.
+const LEAVES_MS: u64 = 7_000;
+/// Chain versions that a full disk, whose node may be restarted meanwhile, may bring about.
+const FULL_CHANGES_MAX: u64 = 12;
 /// How long a strike waits for its moment.
 const MOMENT_MS: u64 = 1_500;
 /// Tries to get at a cell.
@@ -101,7 +104,7 @@ impl Marksman {
                 self.world.trace().count(cell.name(), 1);
             }
             self.wait(300, 1_500);
-            self.recover(victim.as_ref(), cell);
+            self.recover();
             if hit || self.world.failure().is_some() {
                 return;
             }
@@ -179,7 +182,12 @@ impl Marksman {
             DiskFault::Misdirected => self.misdirect(victim, cell.stand),
             DiskFault::Full => self.full(victim),
             DiskFault::Slow => self.slow(victim),
-            DiskFault::WriteError => self.write_error(victim, cell.stand),
+            DiskFault::SlowHundred => self.slow_hundred(victim),
+            DiskFault::WriteError => self.write_error(victim, cell.stand, "data-", false),
+            DiskFault::LogError => self.write_error(victim, cell.stand, "log-", false),
+            DiskFault::FlushError => self.write_error(victim, cell.stand, "", true),
+            DiskFault::Hang => self.hang(victim, cell.stand, false),
+            DiskFault::HangForGood => self.hang(victim, cell.stand, true),
         }
     }
 
@@ -256,6 +264,8 @@ impl Marksman {
     }
 
     fn full(&self, victim: &Victim) -> bool {
+        let version = || self.chain(victim.chain).map_or(0, |chain| chain.version.0);
+        let before = version();
         victim.fs.set_config(DiskConfig { full: true, ..DiskConfig::default() });
         self.wait(300, 1_500);
         if self.draw(0, 3) == 0 {
@@ -263,6 +273,11 @@ impl Marksman {
         }
         self.wait(300, 1_500);
         victim.fs.set_config(DiskConfig::default());
+        let changes = version().saturating_sub(before);
+        if changes > FULL_CHANGES_MAX && self.world.failure().is_none() {
+            let text = format!("{changes} versions of chain {} within three seconds", victim.chain);
+            self.world.fail("a full disk doesn't change its chain over and over", &text);
+        }
         true
     }
 
@@ -275,9 +290,46 @@ impl Marksman {
         true
     }
 
-    fn write_error(&self, victim: &Victim, stand: Stand) -> bool {
-        let part = if self.draw(0, 1) == 0 { "" } else { "data-" };
-        victim.fs.fail_changes(&format!("{}{part}", victim.files), self.draw(300_000, 1_000_000));
+    fn slow_hundred(&self, victim: &Victim) -> bool {
+        let usual = DiskConfig::default();
+        let (latency_min_ns, latency_max_ns) = (100 * usual.latency_min_ns, 100 * usual.latency_max_ns);
+        let sync_max_ns = 100 * usual.sync_max_ns;
+        victim.fs.set_config(DiskConfig { latency_min_ns, latency_max_ns, sync_max_ns, ..usual });
+        self.wait(1_000, 6_000);
+        victim.fs.set_config(usual);
+        true
+    }
+
+    /// The disk ends nothing, or nothing of one target; for a while, or until its node is started again.
+    fn hang(&self, victim: &Victim, stand: Stand, for_good: bool) -> bool {
+        victim.fs.hang(if self.draw(0, 1) == 0 { "" } else { &victim.files });
+        let hung = || victim.fs.hung(&victim.files) > 0;
+        self.until(MOMENT_MS, MS, || hung() || !self.stands(victim, stand));
+        let struck = hung() && self.stands(victim, stand);
+        if !struck || !for_good {
+            if struck {
+                self.wait(200, 12_000);
+            }
+            victim.fs.let_go(&self.world);
+            return struck;
+        }
+        let active = || {
+            let chain = self.chain(victim.chain);
+            let member = chain.as_ref().and_then(|chain| chain.member(victim.target));
+            member.is_some_and(|m| matches!(m.state, PublicState::Serving | PublicState::Syncing))
+        };
+        if !self.until(LEAVES_MS, 10 * MS, || !active()) && self.world.failure().is_none() {
+            self.world
+                .fail("a target whose disk hangs leaves its chain", &format!("target {}", victim.target));
+        }
+        self.wait(500, 4_000);
+        self.restart(victim);
+        true
+    }
+
+    fn write_error(&self, victim: &Victim, stand: Stand, part: &str, flushes_only: bool) -> bool {
+        let ppm = self.draw(300_000, 1_000_000);
+        victim.fs.fail_changes(&format!("{}{part}", victim.files), ppm, flushes_only);
         self.until(MOMENT_MS, MS, || victim.fs.hits() > 0 || !self.stands(victim, stand));
         let struck = victim.fs.hits() > 0;
         if struck {
@@ -288,15 +340,8 @@ impl Marksman {
     }
 
     /// Waits until every target serves and every replica is whole.
-    fn recover(&self, victim: Option<&Victim>, cell: Cell) {
-        let deadline = self.world.now_ns() + HEAL_MS * MS;
-        if !self.until(OPERATOR_MS, 50 * MS, || (self.cast.all_serve)())
-            && let Some(victim) = victim.filter(|_| cell.fault == DiskFault::WriteError)
-        {
-            self.restart(victim);
-        }
-        let left = |now: u64| deadline.saturating_sub(now) / MS;
-        if !self.until(left(self.world.now_ns()), 50 * MS, || (self.cast.all_serve)()) {
+    fn recover(&self) {
+        if !self.until(HEAL_MS, 50 * MS, || (self.cast.all_serve)()) {
             let text = super::verify::not_serving(&self.inspector.routing.view());
             return self.world.fail("every target that stays up becomes serving again", &text);
         }

@@ -32,6 +32,7 @@ pub enum Fault {
     ReplaceDisk,
     FlipBit,
     SlowDisk,
+    HangingDisk,
     DiskErrors,
     ClientDeath,
     CommitUnknown,
@@ -57,6 +58,7 @@ pub const ORDINARY: &[(Fault, u64)] = &[
     (Fault::ReplaceDisk, 4),
     (Fault::FlipBit, 5),
     (Fault::SlowDisk, 5),
+    (Fault::HangingDisk, 4),
     (Fault::DiskErrors, 3),
     (Fault::ClientDeath, 5),
     (Fault::CommitUnknown, 4),
@@ -100,8 +102,6 @@ pub struct Nemesis {
     weights: Weights,
     /// The one node whose data may be destroyed.
     victim: ProcessId,
-    /// The victim's disks fail.
-    erring: Cell<bool>,
     /// No more faults: those that wait for their time undo nothing new.
     over: Cell<bool>,
 }
@@ -121,7 +121,6 @@ impl Nemesis {
             rng: RefCell::new(rng),
             weights,
             victim,
-            erring: Cell::new(false),
             over: Cell::new(false),
         })
     }
@@ -170,6 +169,7 @@ impl Nemesis {
             Fault::FlipBit => self.damage(Fault::FlipBit),
             Fault::DiskErrors => self.damage(Fault::DiskErrors),
             Fault::SlowDisk => self.slow_disk(),
+            Fault::HangingDisk => self.hanging_disk(),
             Fault::ClientDeath => self.client_death(),
             Fault::CommitUnknown => self.commit_unknown(),
             Fault::ControlPowerLoss => self.control_power_loss(),
@@ -302,6 +302,19 @@ impl Nemesis {
         Some("disk slow")
     }
 
+    /// Longer than the limit of an operation, or shorter.
+    fn hanging_disk(self: &Rc<Self>) -> Option<&'static str> {
+        let process = self.pick(&self.cast.storage);
+        self.world.disks_of(process).iter().for_each(|(_, fs)| fs.hang(""));
+        let time = self.draw(200, 12_000) * MS;
+        self.later(time, move |own| own.release_disks(process));
+        Some("disk hung")
+    }
+
+    fn release_disks(&self, process: ProcessId) {
+        self.world.disks_of(process).iter().for_each(|(_, fs)| fs.let_go(&self.world));
+    }
+
     fn set_disks(&self, process: ProcessId, config: DiskConfig) {
         for (_, fs) in self.world.disks_of(process) {
             fs.set_config(config);
@@ -335,19 +348,9 @@ impl Nemesis {
                 let config = DiskConfig { error_ppm: self.draw(1_000, 100_000), ..DiskConfig::default() };
                 self.set_disks(victim, config);
                 let time = self.draw(100, 2_000) * MS;
-                // A target that could not write stays out until its node is started again, with a disk that works.
-                self.erring.set(true);
-                self.later(time, move |own| own.repair_disks());
+                self.later(time, move |own| own.set_disks(own.victim, DiskConfig::default()));
                 Some("disk error")
             }
-        }
-    }
-
-    fn repair_disks(&self) {
-        if self.erring.replace(false) {
-            self.set_disks(self.victim, DiskConfig::default());
-            self.world.kill(self.victim, Crash::Kill);
-            self.world.start(self.victim);
         }
     }
 
@@ -387,9 +390,9 @@ impl Nemesis {
         self.world.set_net(NetConfig::default());
         self.world.heal_all();
         self.cast.kv.faults.set_unknown_ppm(0);
-        self.repair_disks();
         for process in self.cast.everybody() {
             self.set_disks(process, DiskConfig::default());
+            self.release_disks(process);
             self.world.resume(process);
             self.world.start(process);
         }

@@ -14,11 +14,16 @@ pub enum DiskFault {
     Misdirected,
     Full,
     Slow,
+    SlowHundred,
     WriteError,
+    LogError,
+    FlushError,
+    Hang,
+    HangForGood,
 }
 
 /// All of them, in the order of the table.
-pub const FAULTS: [DiskFault; 8] = [
+pub const FAULTS: [DiskFault; 13] = [
     DiskFault::LostWrites,
     DiskFault::TornWrites,
     DiskFault::BitRot,
@@ -26,7 +31,12 @@ pub const FAULTS: [DiskFault; 8] = [
     DiskFault::Misdirected,
     DiskFault::Full,
     DiskFault::Slow,
+    DiskFault::SlowHundred,
     DiskFault::WriteError,
+    DiskFault::LogError,
+    DiskFault::FlushError,
+    DiskFault::Hang,
+    DiskFault::HangForGood,
 ];
 
 /// Where a target stands in its chain.
@@ -90,7 +100,12 @@ const NAMES: [[&str; STANDS.len()]; FAULTS.len()] = names![
     "misdirected write",
     "disk full",
     "disk slow",
-    "write error"
+    "disk 100 times slower",
+    "write error",
+    "log write error",
+    "flush error",
+    "disk hangs for a while",
+    "disk hangs for good"
 ];
 
 /// A cell of the matrix.

@@ -6,6 +6,7 @@ use crate::trace::Entry;
 use crate::world::{World, between};
 use ember_rt::disk::OpKind;
 use ember_types::layout::SplitMix64;
+use std::rc::Rc;
 
 /// Tries to find another place for a write that goes astray.
 const ASTRAY_TRIES: u32 = 16;
@@ -30,10 +31,22 @@ pub(super) struct Aims {
     pub(super) cut: PowerCut,
     /// The next write to such a file goes astray.
     astray: Option<String>,
-    /// Changes of such files fail, so many in a million.
-    failing: Option<(String, u64)>,
+    failing: Option<Failing>,
+    /// Operations on such files don't end.
+    hanging: Option<String>,
+    /// Those that hang.
+    pub(super) hung: Vec<u64>,
     /// Writes that went astray, and changes that failed.
     done: u64,
+}
+
+/// What fails with EIO.
+struct Failing {
+    /// Part of the names of the files.
+    part: String,
+    /// So many in a million.
+    ppm: u64,
+    flushes_only: bool,
 }
 
 impl State {
@@ -43,11 +56,29 @@ impl State {
 
     /// Whether an operation fails by aim.
     pub(super) fn fails(&mut self, inode: u64, kind: &OpKind, rng: &mut SplitMix64) -> bool {
-        let Some((part, ppm)) = &self.aims.failing else { return false };
-        let changes = matches!(kind, OpKind::Write { .. } | OpKind::Sync | OpKind::Allocate { .. });
+        let Some(Failing { part, ppm, flushes_only }) = &self.aims.failing else { return false };
+        let changes = match kind {
+            OpKind::Sync => true,
+            OpKind::Write { .. } | OpKind::Allocate { .. } => !flushes_only,
+            OpKind::Read { .. } | OpKind::Punch { .. } => false,
+        };
         let fails = changes && self.is_named(inode, part) && rng.below(1_000_000) < *ppm;
         self.aims.done += u64::from(fails);
         fails
+    }
+
+    /// Whether an operation that was started hangs.
+    pub(super) fn hangs(&mut self, inode: u64, key: u64) -> bool {
+        let hangs = self.aims.hanging.as_ref().is_some_and(|part| self.is_named(inode, part));
+        if hangs {
+            self.aims.hung.push(key);
+        }
+        hangs
+    }
+    /// The process that used the disk has ended: what hung is gone with it.
+    pub(super) fn forget_hung(&mut self) {
+        self.aims.hanging = None;
+        self.aims.hung.clear();
     }
 
     /// Where a write lands that goes astray: on other bytes of its file, in whole pages.
@@ -77,19 +108,44 @@ impl SimFs {
         let aims = &mut self.state.borrow_mut().aims;
         (aims.astray, aims.done) = (Some(part.to_owned()), 0);
     }
-    /// Writes, flushes and allocations of files whose names contain `part` fail with EIO from now on, so many in
-    /// a million.
-    pub fn fail_changes(&self, part: &str, ppm: u64) {
+    /// Flushes of files whose names contain `part`, and their writes and allocations unless it is flushes only,
+    /// fail with EIO from now on, so many in a million.
+    pub fn fail_changes(&self, part: &str, ppm: u64, flushes_only: bool) {
         let aims = &mut self.state.borrow_mut().aims;
-        (aims.failing, aims.done) = (Some((part.to_owned(), ppm)), 0);
+        let part = part.to_owned();
+        (aims.failing, aims.done) = (Some(Failing { part, ppm, flushes_only }), 0);
+    }
+    /// Operations on files whose names contain `part` don't end from now on, until [`SimFs::let_go`] or the end of
+    /// the process.
+    pub fn hang(&self, part: &str) {
+        self.state.borrow_mut().aims.hanging = Some(part.to_owned());
+    }
+    /// Operations that hang, on files whose names contain `part`.
+    pub fn hung(&self, part: &str) -> usize {
+        let state = self.state.borrow();
+        let inode = |key: &u64| state.in_flight.get(key).map(|flight| flight.inode);
+        let named = |inode: &u64| state.is_named(*inode, part);
+        state.aims.hung.iter().filter_map(inode).filter(named).count()
+    }
+    /// What hangs ends now, late as it is.
+    pub fn let_go(self: &Rc<Self>, world: &World) {
+        let mut state = self.state.borrow_mut();
+        state.aims.hanging = None;
+        let latency_max_ns = state.config.latency_max_ns;
+        for key in std::mem::take(&mut state.aims.hung) {
+            let delay = between(&mut world.0.disk_rng.borrow_mut(), 1, latency_max_ns);
+            let fs = self.clone();
+            world.after(delay, move |world| fs.complete(world, key));
+        }
     }
     /// How often the aim that was set last was hit.
     pub fn hits(&self) -> u64 {
         self.state.borrow().aims.done
     }
-    /// Ends every aim.
+    /// Ends every aim but a hang.
     pub fn take_aims_away(&self) {
-        self.state.borrow_mut().aims = Aims::default();
+        let aims = &mut self.state.borrow_mut().aims;
+        (aims.cut, aims.astray, aims.failing) = (PowerCut::default(), None, None);
     }
     /// Pages, of files whose names contain `part`, that a power loss would forget.
     pub fn unsynced(&self, part: &str) -> usize {

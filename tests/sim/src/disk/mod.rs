@@ -3,8 +3,8 @@
 //! Content: of each page of 4 KiB written since the last completed `Sync`, a power loss leaves the old content,
 //! the new one, or a mixture by sectors of 512 bytes; operations in flight may be done in part. Names: changes
 //! are durable in order, as a journal keeps them, and surely after `sync_dir` of a directory that they touch.
-//! Beyond that a disk is slow, full, or fails, flips bits, can't read a range until it is written again, and lets
-//! a write land elsewhere in its file.
+//! Beyond that a disk is slow, full, hangs, or fails, flips bits, can't read a range until it is written again, and
+//! lets a write land elsewhere in its file.
 
 mod faults;
 mod file;
@@ -192,6 +192,7 @@ impl SimFs {
                 _ => {}
             }
         }
+        state.forget_hung();
         state.open.clear();
         state.locks.clear();
         if crash == Crash::PowerLoss {
@@ -356,6 +357,9 @@ impl Disk for SimDisk {
             _ => None,
         };
         state.in_flight.insert(key, InFlight { inode, op, snapshot, to });
+        if state.hangs(inode, key) {
+            return self.world.trace().count("disk operations that hung", 1);
+        }
         drop(state);
         let fs = self.fs.clone();
         self.world.after(delay, move |world| fs.complete(world, key));

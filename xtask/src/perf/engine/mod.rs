@@ -1,0 +1,238 @@
+//! `cargo xtask perf engine`: the chunk engine alone, in one lane on a real disk, beside fio on the same file
+//! system with the same durability. Its goals bind: the command fails if one is missed.
+
+mod page;
+mod sides;
+
+use super::machine::Meter;
+use super::{DATA_SET_MIN_GIB, FROM_DISK_MIN};
+use crate::process::{cargo, root};
+use anyhow::{Context, Result, bail};
+use ember_cluster_tests::missing_program;
+use sides::{Bench, Costs, Figure};
+use std::path::PathBuf;
+
+/// What to measure, and how long.
+#[derive(clap::Args)]
+pub(crate) struct EngineArgs {
+    /// Folder on the disk to measure; it must have room for three data sets.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Runs of each row and side.
+    #[arg(long, default_value_t = 3)]
+    runs: usize,
+    /// Seconds of each run.
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Size of the data set in GiB.
+    #[arg(long, default_value_t = DATA_SET_MIN_GIB)]
+    gib: u64,
+    /// Only these rows.
+    #[arg(long, value_delimiter = ',')]
+    rows: Vec<String>,
+    /// Leave the data set there, and use the one that is there.
+    #[arg(long)]
+    keep: bool,
+    /// Print only; don't write the page.
+    #[arg(long)]
+    print_only: bool,
+}
+
+/// What a row is compared with.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Goal {
+    /// At least this share of fio's speed.
+    OfFio(f64),
+    /// At least so many operations a second.
+    PerSecond(f64),
+}
+
+/// A row.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    /// What the example calls it.
+    name: &'static str,
+    /// For people.
+    title: &'static str,
+    /// Bytes of a request; 0 without data.
+    block: u64,
+    /// Operations of fio in flight.
+    depth: u32,
+    /// Operations of the engine that are not answered.
+    own_depth: u32,
+    /// More arguments for the example.
+    own: &'static [&'static str],
+    /// What fio does.
+    fio: &'static [&'static str],
+    writes: bool,
+    goal: Goal,
+}
+
+const ROWS: &[Row] = &[
+    Row {
+        name: "read",
+        title: "1 MiB reads in order, depth 16",
+        block: 1 << 20,
+        depth: 16,
+        own_depth: 16,
+        own: &[],
+        fio: &["--rw=read"],
+        writes: false,
+        goal: Goal::OfFio(0.95),
+    },
+    Row {
+        name: "random-read",
+        title: "4 KiB random reads, depth 32",
+        block: 4096,
+        depth: 32,
+        own_depth: 32,
+        own: &[],
+        fio: &["--rw=randread"],
+        writes: false,
+        goal: Goal::OfFio(0.85),
+    },
+    Row {
+        name: "write",
+        title: "1 MiB writes in order",
+        block: 1 << 20,
+        depth: 16,
+        // fio has 16 in flight and up to 16 more that are written and not flushed; ours are answered when they are.
+        own_depth: 32,
+        own: &[],
+        fio: &["--rw=write", "--fdatasync=16"],
+        writes: true,
+        goal: Goal::OfFio(0.9),
+    },
+    Row {
+        name: "overwrite",
+        title: "4 KiB random overwrites, depth 16",
+        block: 4096,
+        depth: 16,
+        own_depth: 16,
+        own: &[],
+        fio: &["--rw=randwrite", "--sync=dsync"],
+        writes: true,
+        goal: Goal::OfFio(0.5),
+    },
+    Row {
+        name: "append",
+        title: "appends of 64 KiB, depth 16",
+        block: 64 << 10,
+        depth: 16,
+        own_depth: 16,
+        own: &[],
+        fio: &["--rw=write", "--sync=dsync"],
+        writes: true,
+        goal: Goal::OfFio(0.8),
+    },
+    Row {
+        name: "metadata",
+        title: "updates of a chunk's length, 1024 at once",
+        block: 0,
+        depth: 1024,
+        own_depth: 1024,
+        own: &[],
+        fio: &[],
+        writes: true,
+        goal: Goal::PerSecond(100_000.0),
+    },
+];
+
+/// What came out of a row.
+struct Line {
+    row: Row,
+    fio: Option<(Figure, Costs)>,
+    own: (Figure, Costs),
+}
+
+impl Line {
+    fn ratio(&self) -> Option<f64> {
+        self.fio.as_ref().map(|(fio, _)| self.own.0.per_second() / fio.per_second().max(1e-9))
+    }
+    /// Whether a cache answered.
+    fn is_void(&self) -> bool {
+        let fio = self.fio.as_ref().map(|(fio, _)| fio);
+        fio.into_iter().chain([&self.own.0]).any(|f| f.disk_share(self.row.writes) < FROM_DISK_MIN)
+    }
+    fn is_met(&self) -> bool {
+        let reached = match self.row.goal {
+            Goal::OfFio(least) => self.ratio().is_some_and(|ratio| ratio >= least),
+            Goal::PerSecond(least) => self.own.0.per_second() >= least,
+        };
+        reached && !self.is_void()
+    }
+}
+
+/// Builds the example that drives an engine.
+fn example() -> Result<PathBuf> {
+    println!("building the example `speed` of ember-engine");
+    let status =
+        cargo(&["build", "--release", "--quiet", "-p", "ember-engine", "--example", "speed"]).status();
+    let status = status.context("cargo build")?;
+    anyhow::ensure!(status.success(), "cargo build: {status}");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    Ok(target.join("release/examples/speed"))
+}
+
+/// Measures, prints, and writes the page.
+pub(crate) fn run(args: &EngineArgs) -> Result<()> {
+    if let Some(reason) = missing_program(&["fio"]) {
+        bail!("{reason}: `apt-get install fio`");
+    }
+    let rows: Vec<Row> = ROWS
+        .iter()
+        .filter(|row| args.rows.is_empty() || args.rows.iter().any(|name| name == row.name))
+        .copied()
+        .collect();
+    anyhow::ensure!(
+        !rows.is_empty(),
+        "rows are {}",
+        ROWS.iter().map(|r| r.name).collect::<Vec<_>>().join(", ")
+    );
+    let folder = args.dir.clone().unwrap_or_else(|| root().join("target/perf")).join("engine");
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let folder = std::fs::canonicalize(folder)?;
+    let example = example()?;
+    let bench =
+        Bench { example, meter: Meter::new(&folder)?, folder, size: args.gib << 30, seconds: args.seconds };
+    let measured = bench.prepare(args.keep).and_then(|()| {
+        rows.iter().map(|row| measure(&bench, *row, args.runs)).collect::<Result<Vec<Line>>>()
+    });
+    if !args.keep {
+        std::fs::remove_dir_all(&bench.folder)?;
+    }
+    let lines = measured?;
+    let text = page::tables(&lines);
+    println!("\n{text}");
+    if !args.print_only && args.gib >= DATA_SET_MIN_GIB && lines.len() == ROWS.len() {
+        page::write(&text, args)?;
+    }
+    let missed: Vec<&str> = lines.iter().filter(|line| !line.is_met()).map(|line| line.row.title).collect();
+    anyhow::ensure!(missed.is_empty(), "goals missed or rows void: {}", missed.join("; "));
+    Ok(())
+}
+
+/// Runs fio and the engine in turn, so that what changes on the machine meanwhile meets both.
+fn measure(bench: &Bench, row: Row, runs: usize) -> Result<Line> {
+    let (mut fio, mut own) = (Vec::new(), Vec::new());
+    for _ in 0..runs.max(1) {
+        if !row.fio.is_empty() {
+            fio.push(bench.fio(&row)?);
+        }
+        own.push(bench.engine(&row)?);
+    }
+    let costs = bench.count_calls(&row)?;
+    let fio = if fio.is_empty() { None } else { Some((median(fio), costs.0)) };
+    let line = Line { row, fio, own: (median(own), costs.1) };
+    let beside = line.fio.as_ref().map_or(String::new(), |(fio, _)| {
+        format!(", fio {}, ratio {:.2}", page::speed(&row, fio), line.ratio().unwrap_or(0.0))
+    });
+    println!("{}: {}{beside}", row.title, page::speed(&row, &line.own.0));
+    Ok(line)
+}
+
+/// The run in the middle by speed.
+fn median(mut figures: Vec<Figure>) -> Figure {
+    figures.sort_by(|a, b| a.per_second().total_cmp(&b.per_second()));
+    figures.swap_remove(figures.len() / 2)
+}
