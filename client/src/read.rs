@@ -75,8 +75,7 @@ impl Client {
                 self.renew_one(file).await?;
                 continue;
             }
-            let elsewhere =
-                matches!(failure.status, Status::Corrupt | Status::DeviceError | Status::DataLost);
+            let elsewhere = matches!(failure.status, Status::Corrupt | Status::DataLost);
             if !failure.status.is_retryable() && !elsewhere {
                 return Err(failure);
             }
