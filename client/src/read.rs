@@ -8,7 +8,8 @@ use ember_rt::SharedBuf;
 use ember_rt::select::join_all;
 use ember_types::layout::Piece;
 use ember_types::{
-    BLOCK_SIZE, Capability, Chain, ChainId, Instant, NodeId, NodeInfo, Status, TargetInfo, block_checksums,
+    BLOCK_SIZE, Capability, Chain, ChainId, Instant, NodeId, NodeInfo, PublicState, RoutingInfo, Status,
+    TargetInfo, block_checksums,
 };
 use ember_wire::method::ReadChunk;
 use ember_wire::storage::{Address, ReadRequest, ReadResponse};
@@ -75,8 +76,7 @@ impl Client {
                 self.renew_one(file).await?;
                 continue;
             }
-            let elsewhere =
-                matches!(failure.status, Status::Corrupt | Status::DeviceError | Status::DataLost);
+            let elsewhere = matches!(failure.status, Status::Corrupt | Status::DataLost);
             if !failure.status.is_retryable() && !elsewhere {
                 return Err(failure);
             }
@@ -150,8 +150,13 @@ impl Inner {
         let node = replica.node.id;
         *self.outstanding.borrow_mut().entry(node).or_default() += u64::from(piece.length);
         let expect = piece.length as usize + 2 * BLOCK_SIZE;
-        let result =
-            self.call::<ReadChunk>(&replica.node, &request, SharedBuf::default(), expect, until).await;
+        let to = replica.to;
+        let serves = |view: &RoutingInfo| {
+            let member = view.chains.get(&to.chain).and_then(|chain| chain.member(to.target));
+            member.is_some_and(|m| m.state == PublicState::Serving && m.generation == to.generation)
+        };
+        let none = SharedBuf::default();
+        let result = self.call_while::<ReadChunk>(&replica.node, &request, none, expect, until, serves).await;
         if let Some(bytes) = self.outstanding.borrow_mut().get_mut(&node) {
             *bytes -= u64::from(piece.length);
         }

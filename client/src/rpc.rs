@@ -3,9 +3,9 @@
 use crate::Inner;
 use crate::error::{ClientError, Result};
 use ember_net::CallOptions;
-use ember_rt::select::select;
+use ember_rt::select::{Either, select};
 use ember_rt::{Addr, SharedBuf};
-use ember_types::{Instant, NodeInfo, Status};
+use ember_types::{Instant, NodeInfo, RoutingInfo, Status};
 use ember_wire::Rpc;
 use std::time::Duration;
 
@@ -60,6 +60,35 @@ impl Inner {
         let options = CallOptions { expect, ..CallOptions::default() };
         let reply = connection.call_with::<R>(request, payload, until, options).await.map_err(failed)?;
         Ok((reply.body, reply.payload.into()))
+    }
+
+    /// The same, given up as soon as routing says that somebody else is to be asked: a node that stands still keeps
+    /// its connections, and would cost the whole time of the attempt.
+    pub(crate) async fn call_while<R: Rpc>(
+        &self,
+        node: &NodeInfo,
+        request: &R::Request,
+        payload: SharedBuf,
+        expect: usize,
+        until: Instant,
+        right: impl Fn(&RoutingInfo) -> bool,
+    ) -> Result<(R::Response, SharedBuf)> {
+        let mut routing = self.routing.watch();
+        let moved = async {
+            while right(&self.routing.view()) {
+                // It can't end before this client, which holds the routing.
+                if routing.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        match select(self.call::<R>(node, request, payload, expect, until), moved).await {
+            Either::Left(answer) => answer,
+            Either::Right(()) => {
+                let text = format!("{:?} at node {}: it is no longer the one to ask", R::METHOD, node.id);
+                Err(ClientError::new(Status::StaleRouting, text))
+            }
+        }
     }
 
     /// The failure of an attempt for which there is nobody to ask.

@@ -8,7 +8,7 @@ use crate::{Client, Inner};
 use ember_rt::SharedBuf;
 use ember_rt::select::join_all;
 use ember_types::layout::Piece;
-use ember_types::{Capability, ChainId, ChunkId, Instant, NodeInfo, Status, block_checksums};
+use ember_types::{Capability, ChainId, ChunkId, Instant, NodeInfo, RoutingInfo, Status, block_checksums};
 use ember_wire::method::UpdateChunk;
 use ember_wire::storage::{Address, UpdateKind, UpdateRequest, UpdateResponse};
 use std::time::Duration;
@@ -137,7 +137,12 @@ impl Inner {
         deadline: Instant,
     ) -> Result<UpdateResponse> {
         let until = deadline.min(self.rt.now() + Duration::from_millis(self.config.attempt_ms));
-        let (response, _) = self.call::<UpdateChunk>(node, request, payload, 0, until).await?;
+        let to = request.to;
+        let head = |view: &RoutingInfo| {
+            let head = view.chains.get(&to.chain).and_then(|chain| chain.head());
+            head.is_some_and(|head| head.target == to.target && head.generation == to.generation)
+        };
+        let (response, _) = self.call_while::<UpdateChunk>(node, request, payload, 0, until, head).await?;
         match response.status {
             Status::Ok => Ok(response),
             status => Err(ClientError::new(

@@ -19,6 +19,8 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Who looks so long after the last time has been standing still itself, stopped or starved: what is in flight then
 /// gets its whole time anew.
 const STOOD_STILL: Duration = Duration::from_millis(500);
+/// A disk that has kept an operation for so long gets none that can wait.
+const STANDS_STILL: Duration = Duration::from_millis(500);
 /// Pause before the first try to open a failed target again; each failure doubles it.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// Most doublings of the pause.
@@ -144,6 +146,13 @@ impl Node {
         let path = self.context.config.disks.get(disk as usize).map_or("", String::as_str);
         (age >= limit && !limit.is_zero())
             .then(|| format!("{path} hangs: a {what} has not ended for {:.1} s", age.as_secs_f64()))
+    }
+
+    /// Whether a disk has something in flight for so long that nothing should be asked of it that can wait: opening a
+    /// file, say, would hold the node's thread.
+    pub(crate) fn stands_still(&self, disk: u32) -> bool {
+        let oldest = self.disks.get(disk as usize).and_then(DiskQueue::oldest);
+        oldest.is_some_and(|(_, since)| self.context.rt.now().since(since) >= STANDS_STILL)
     }
 
     fn look_at_disks(self: &Rc<Self>) {

@@ -172,6 +172,10 @@ pub(crate) async fn run(node: Rc<Node>, disk: u32, shutdown: watch::Receiver<boo
     select(node.context.rt.sleep(IDLE), node.scrub_wanted.notified()).await;
     let mut due = Instant::default();
     while !*shutdown.borrow() {
+        if node.stands_still(disk) {
+            node.context.rt.sleep(LOOK.0).await;
+            continue;
+        }
         let targets: Vec<Rc<Target>> =
             node.running().into_iter().filter(|t| t.disk == disk && t.engine.failure().is_none()).collect();
         let urgent = targets.iter().find(|target| target.scrub.is_urgent());

@@ -58,7 +58,7 @@ status! {
     NotServing = 12, errno 11;
     /// Stored bytes fail their checksum.
     Corrupt = 13, errno 5;
-    /// Device error.
+    /// The target's device has failed: its chain goes on without it.
     DeviceError = 14, errno 5;
     /// A sequence below the channel's last one (R12).
     StaleSequence = 15, errno 5;
@@ -106,6 +106,7 @@ impl Status {
                 | Self::NoLease
                 | Self::StaleRouting
                 | Self::NotServing
+                | Self::DeviceError
                 | Self::Aborted
                 | Self::ChecksumMismatch
                 | Self::Conflict

@@ -153,7 +153,6 @@ impl Engine {
         }
         if let Some(number) = loaded.empty_segment {
             files.remove(&segment_name(number))?;
-            files.sync_dir()?;
         }
         loaded.flush(&files).await?;
         let number = loaded.last_segment + 1;

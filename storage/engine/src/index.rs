@@ -191,9 +191,10 @@ impl Index {
         self.overlay.forget(at);
         self.spoiled.remove(&at);
     }
-    /// Makes a durable record so.
+    /// Makes a record of the disk so. What is known of slots that it frees stays until [`Index::keep`]: the next
+    /// frame may undo it, because its data were not there.
     pub(crate) fn replay(&mut self, record: &Record) {
-        self.apply(record).into_iter().for_each(|at| self.release(at));
+        self.apply(record);
     }
 
     /// Makes it so; returns the slots that no version uses any more: they are to be released.
@@ -324,6 +325,20 @@ mod tests {
         assert_eq!(sums(&index), [5, 6]);
         freed.into_iter().for_each(|at| index.release(at));
         assert_eq!(sums(&index), [0, 0]);
+    }
+
+    #[test]
+    fn r04_what_a_frame_frees_is_known_when_the_next_one_undoes_it() {
+        let mut index = Index::default();
+        index.replay(&put(1, &[(3, 2)], vec![run(3, 0, &[5, 6])]));
+        // The last frame before the power failed: its data were not there, and the next life undid it in the log.
+        index.replay(&put(2, &[(4, 1)], vec![run(4, 0, &[7])]));
+        index.replay(&put(1, &[(3, 2)], Vec::new()));
+        let mut used = Used::default();
+        index.after(None).for_each(|(chunk, entry)| index.note(chunk, entry, &mut used).unwrap());
+        index.keep(&used);
+        assert_eq!(sums(&index), [5, 6]);
+        assert_eq!(index.overlay.runs(SlotId { class: 1, slot: 4 }).count(), 0);
     }
 
     #[test]

@@ -135,8 +135,8 @@ async fn replay(files: &Files, target: u64, segments: &[u64], loaded: &mut Loade
 }
 
 impl Loaded {
-    /// Flushes what was loaded: if only the process died, it may still lie in a cache, and from here on
-    /// recovery takes it for granted.
+    /// Flushes what was loaded, and the names: if only the process died, they may still lie in a cache, and from
+    /// here on recovery takes them for granted.
     pub(crate) async fn flush(&self, files: &Files) -> Result<()> {
         let data = DataFiles::open(files)?;
         for file in data.data.iter().flatten() {
@@ -149,7 +149,7 @@ impl Loaded {
                 synced?;
             }
         }
-        Ok(())
+        files.sync_dir()
     }
 }
 

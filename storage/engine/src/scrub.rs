@@ -146,7 +146,7 @@ impl Inner {
     pub(crate) async fn check_files(&self, bytes_per_s: u64) -> Result<FilesCheck> {
         let pace = Pace::of(&self.rt, bytes_per_s);
         let mut found = FilesCheck::default();
-        match superblock::read(&self.files, superblock::FORMAT) {
+        match superblock::read_queued(&self.files).await {
             Ok((identity, damaged)) => {
                 found.damaged.extend(damaged);
                 if identity != self.identity {

@@ -13,6 +13,7 @@ use crate::class::{BLOCK, CLASSES};
 use crate::error::{EngineError, Result};
 use crate::files::Files;
 use crate::record::Reader;
+use ember_rt::disk::Priority;
 use ember_types::checksum::crc32c;
 use ember_types::{ClusterId, Generation, TargetId};
 
@@ -122,9 +123,33 @@ pub(crate) fn write(files: &Files, identity: &Identity) -> Result<()> {
 /// Reads the superblock, of format version `oldest` or later. A damaged copy is reported as the second value if the
 /// other one is good.
 pub(crate) fn read(files: &Files, oldest: u32) -> Result<(Identity, Vec<EngineError>)> {
-    let copies = NAMES.map(|name| {
-        let bytes = files.read_small(name)?;
-        match bytes {
+    judge(files, NAMES.map(|name| files.read_small(name)), oldest)
+}
+
+/// The same through the disk's queue: for a target in service, whose thread must not wait for a disk that hangs.
+pub(crate) async fn read_queued(files: &Files) -> Result<(Identity, Vec<EngineError>)> {
+    let [a, b] = NAMES.map(|name| read_copy(files, name));
+    let copies = [a.await, b.await];
+    judge(files, copies, FORMAT)
+}
+
+async fn read_copy(files: &Files, name: &str) -> Result<Option<Vec<u8>>> {
+    let Some(file) = files.open(name)? else { return Ok(None) };
+    // More than there should be, so that a longer file is noticed.
+    let bytes = files.read(&file, Priority::Scrub, 0, 2 * SIZE).await;
+    files.close(&file);
+    bytes.map(|bytes| Some(bytes.to_vec()))
+}
+
+fn judge(
+    files: &Files,
+    copies: [Result<Option<Vec<u8>>>; 2],
+    oldest: u32,
+) -> Result<(Identity, Vec<EngineError>)> {
+    let mut names = NAMES.iter();
+    let copies = copies.map(|bytes| {
+        let name = names.next().copied().unwrap_or_default();
+        match bytes? {
             Some(bytes) => decode(&files.path(name), &bytes, oldest),
             None => Err(EngineError::Refused {
                 file: files.path(name),

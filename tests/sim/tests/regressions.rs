@@ -1,4 +1,5 @@
-//! What the users of 3FS reported, acted out in a whole cluster. Each test has the number of the report.
+//! What the users of 3FS reported, acted out in a whole cluster. Each test has the number of the report; those without
+//! one are about our own history.
 
 use ember_client::{Client, MetaOptions, OpenFile};
 use ember_net::CallOptions;
@@ -383,4 +384,34 @@ fn regression_3fs_403_truncate_during_resync() {
     cluster.is_whole();
     cluster.reads(&file, &content);
     assert!(syncing >= 5, "the sync was over after {syncing} truncations");
+}
+
+/// A storage process that stands still keeps its connections. Clients waited for its answer to the end of their
+/// attempt, though their chain had gone on without it, and a write took two attempts instead of one lease.
+#[test]
+fn a_process_that_stands_still_costs_its_lease_and_no_more() {
+    let cluster = Cluster::start(20, Plan::storage(3));
+    let (client, _guard) = cluster.client();
+    // Of each chain.
+    let content = random(8, 8 * CHUNK);
+    let file = cluster.file(&client, "f", &content);
+    for node in cluster.storage.clone() {
+        cluster.world.pause(node);
+        let (writer, expected, rt) = (file.clone(), content.clone(), cluster.rt.clone());
+        let (written, read) = cluster.run(20, "a write and a read", async move {
+            let begin = rt.now();
+            writer.write(0, &expected).await;
+            let written = rt.now().since(begin);
+            assert!(writer.read().await == expected, "other bytes than were written");
+            (written, rt.now().since(begin) - written)
+        });
+        // 2 s of lease, 0.1 s of drift, and what it takes to push the new chain.
+        assert!(written < Duration::from_millis(2_600), "a write took {written:?}");
+        assert!(written > Duration::from_millis(1_000), "nobody waited for the process that stands still");
+        assert!(read < Duration::from_millis(500), "a read took {read:?}");
+        cluster.world.resume(node);
+        cluster.until(10, "mgmtd has heard", || !all_serve(&cluster.inspector.routing.view()));
+        cluster.heals();
+    }
+    cluster.is_whole();
 }

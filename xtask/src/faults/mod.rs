@@ -38,7 +38,7 @@ pub(crate) struct FaultArgs {
 
 #[derive(Subcommand, Clone, Copy)]
 enum Fault {
-    /// A storage process is killed under a steady writer: the longest gap between completed writes.
+    /// Storage processes are killed and stopped under a steady writer: the longest gap between completed writes.
     Pause,
     /// A real tree is copied in while a storage process is killed, and compared with each pair of them stopped.
     Copy,

@@ -40,7 +40,7 @@ flush_classes! {
     DirSegment = "directory: new segment",
     DirData = "directory: new data file",
     DirCheckpoint = "directory: new checkpoint",
-    DirEmpty = "directory: removed empty segment",
+    DirRecovery = "recovery: directory",
     Superblock = "superblock",
     DirSuperblock = "directory: superblock",
     DirMarker = "directory: marker of a creation",
@@ -90,6 +90,8 @@ pub struct DiskState {
     fresh: BTreeSet<usize>,
     /// An engine is being opened.
     pub opening: bool,
+    /// It hasn't flushed the names that it found yet.
+    pub finding: bool,
     /// With a model, every boundary is kept.
     pub watch: Option<Rc<RefCell<Model>>>,
     pub boundaries: Vec<Boundary>,
@@ -129,6 +131,7 @@ impl DiskState {
             namings: Vec::new(),
             fresh: BTreeSet::new(),
             opening: false,
+            finding: false,
             watch: None,
             boundaries: Vec::new(),
             open: BTreeMap::new(),
@@ -403,7 +406,10 @@ impl DiskState {
         }
     }
     /// Directories are flushed right after the change that it is for.
-    fn class_of_dir(&self, dir: &str) -> FlushClass {
+    fn class_of_dir(&mut self, dir: &str) -> FlushClass {
+        if std::mem::take(&mut self.finding) {
+            return FlushClass::DirRecovery;
+        }
         let last = self.namings.iter().rfind(|naming| parent(naming.name()) == dir);
         let is = |naming: &Naming, part: &str| naming.name().contains(part);
         match last {
@@ -414,7 +420,6 @@ impl DiskState {
             Some(naming @ Naming::Link(..)) if is(naming, "/creating") => FlushClass::DirMarker,
             Some(Naming::Rename(..)) => FlushClass::DirCheckpoint,
             Some(naming @ Naming::Unlink(_)) if is(naming, "/creating") => FlushClass::DirCreated,
-            Some(naming @ Naming::Unlink(_)) if is(naming, "/log-") && self.opening => FlushClass::DirEmpty,
             _ => FlushClass::Other,
         }
     }

@@ -156,9 +156,10 @@ impl World {
 
     pub async fn open(&self, config: EngineConfig) -> ember_engine::Result<(Engine, Recovery)> {
         let expected = (IDENTITY.cluster, IDENTITY.target);
-        self.disk.borrow_mut().opening = true;
+        let opening = |is| (self.disk.borrow_mut().opening, self.disk.borrow_mut().finding) = (is, is);
+        opening(true);
         let opened = Engine::open(&self.rt, &self.queue(), DIR, expected, config).await;
-        self.disk.borrow_mut().opening = false;
+        opening(false);
         opened
     }
     pub async fn create(&self, config: EngineConfig) -> ember_engine::Result<Engine> {

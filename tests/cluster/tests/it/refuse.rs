@@ -97,25 +97,26 @@ fn directories_that_are_not_ours_are_refused() -> Result<()> {
 }
 
 #[test]
-fn a_disk_of_another_cluster_is_refused() -> Result<()> {
+fn a_disk_of_another_cluster_is_kept_as_it_is_and_the_replicas_are_made_anew() -> Result<()> {
     let Some(first) = mounted("disk-a")? else { return Ok(()) };
+    std::fs::write(first.mount().join("file"), "kept")?;
     let second = TestCluster::new("disk-b")?;
     second.up(&[])?;
     first.down()?;
     second.down()?;
-    let aside = first.data().join("storage-1.own");
-    std::fs::rename(first.data().join("storage-1"), &aside)?;
-    std::fs::rename(second.data().join("storage-1"), first.data().join("storage-1"))?;
-    let mount = first.mount();
-    let output = first.ember(&["up", "--detach", "--mount", mount.to_str().context("path")?])?;
-    let text = format!("{}{}", printed(&output), printed(&first.ember(&["status"])?));
-    ensure!(text.contains("cluster") && text.contains("storage-1"), "it is named: {text}");
-    ensure!(first.health().is_ok_and(|health| health != "OK"), "and the health is not OK: {text}");
-    first.down()?;
-    std::fs::remove_dir_all(first.data().join("storage-1"))?;
-    std::fs::rename(aside, first.data().join("storage-1"))?;
+    let (own, others) = (first.data().join("storage-1"), second.data().join("storage-1"));
+    std::fs::rename(&own, first.data().join("storage-1.own"))?;
+    std::fs::rename(&others, &own)?;
     first.up(&[])?;
-    first.wait_health("OK", Duration::from_secs(30)).map(|_| ())
+    first.wait_health("OK", Duration::from_secs(30))?;
+    ensure!(std::fs::read_to_string(first.mount().join("file"))? == "kept", "its own data");
+    let log = std::fs::read_to_string(first.data().join("logs/storage-1.log"))?;
+    ensure!(log.contains("superblock-a") && log.contains("cluster"), "the disk is named: {log}");
+    first.verify_replicas()?;
+    first.down()?;
+    std::fs::rename(&own, &others)?;
+    second.up(&[])?;
+    second.wait_health("OK", Duration::from_secs(30)).map(|_| ())
 }
 
 /// The Unix sockets of a cluster.
