@@ -162,7 +162,9 @@ impl Overlay {
     /// The checkpoint is durable: the pages hold what was frozen, and of what was found what they hold.
     pub(crate) fn thaw(&mut self, written: impl Iterator<Item = PageId>) -> Thawed {
         if !self.found.is_empty() {
-            written.for_each(|page| drop(self.found.remove(&page)));
+            for page in written {
+                self.found.remove(&page);
+            }
         }
         Thawed(std::mem::take(&mut self.frozen))
     }
