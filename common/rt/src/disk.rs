@@ -238,6 +238,34 @@ impl Drop for Owner {
     }
 }
 
+/// An operation that the driver has.
+struct Started {
+    ended: oneshot::Receiver<Completion>,
+    user: Rc<User>,
+}
+
+impl Started {
+    async fn end(self) -> io::Result<Completion> {
+        self.ended.await.map_err(|_| self.user.error())
+    }
+}
+
+/// A write that the driver has. Dropped, it goes on.
+pub struct Writing {
+    started: Started,
+    len: usize,
+}
+
+impl Writing {
+    /// Waits until it has ended.
+    pub async fn end(self) -> io::Result<()> {
+        match self.started.end().await?.result? {
+            written if written == self.len => Ok(()),
+            written => Err(io::Error::other(format!("wrote {written} of {} bytes", self.len))),
+        }
+    }
+}
+
 /// A disk as futures, for one user of it. Cheap to clone. One task per queue collects the completions; the disk
 /// closes when the last clone is dropped.
 #[derive(Clone)]
@@ -322,6 +350,10 @@ impl DiskQueue {
     }
 
     async fn run(&self, file: FileId, priority: Priority, kind: OpKind) -> io::Result<Completion> {
+        self.start_op(file, priority, kind).await?.end().await
+    }
+
+    async fn start_op(&self, file: FileId, priority: Priority, kind: OpKind) -> io::Result<Started> {
         let state = self.state();
         self.user.check()?;
         let slot = match select(state.slots.acquire(), self.user.stopped()).await {
@@ -342,7 +374,7 @@ impl DiskQueue {
         };
         state.waiting.borrow_mut().insert(token, waiting);
         state.disk.submit(Op { token, file, priority, kind });
-        ended.await.map_err(|_| self.user.error())
+        Ok(Started { ended, user: self.user.clone() })
     }
 
     /// Reads up to `len` bytes at `offset`; shorter at the end of the file.
@@ -362,12 +394,19 @@ impl DiskQueue {
         offset: u64,
         data: SharedBuf,
     ) -> io::Result<()> {
+        self.start_write(file, priority, offset, data).await?.end().await
+    }
+    /// Starts to write all of `data` at `offset`: returns when the driver has it.
+    pub async fn start_write(
+        &self,
+        file: FileId,
+        priority: Priority,
+        offset: u64,
+        data: SharedBuf,
+    ) -> io::Result<Writing> {
         let len = data.len();
-        let ended = self.run(file, priority, OpKind::Write { offset, data }).await?;
-        match ended.result? {
-            written if written == len => Ok(()),
-            written => Err(io::Error::other(format!("wrote {written} of {len} bytes"))),
-        }
+        let started = self.start_op(file, priority, OpKind::Write { offset, data }).await?;
+        Ok(Writing { started, len })
     }
     /// Makes everything written to the file so far durable.
     pub async fn sync(&self, file: FileId) -> io::Result<()> {

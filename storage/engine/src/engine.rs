@@ -323,7 +323,7 @@ impl Engine {
             self.0.apply_lazily(records);
             return Ok(());
         }
-        self.0.apply_durably(records, None, Vec::new()).await
+        self.0.apply_durably(records, None, Default::default()).await
     }
     /// Forgets the records of clients whose sessions have ended (R12). Logged, not flushed.
     pub fn forget_clients(&self, clients: &[ClientId]) {
@@ -420,7 +420,7 @@ impl Engine {
         if !self.needs_flush() {
             return Ok(());
         }
-        self.0.apply_durably(Vec::new(), None, Vec::new()).await
+        self.0.apply_durably(Vec::new(), None, Default::default()).await
     }
     /// Writes a checkpoint and drops the log that it replaces. Happens by itself when the log is long.
     pub async fn checkpoint(&self) -> Result<()> {

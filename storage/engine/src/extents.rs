@@ -21,6 +21,19 @@ impl Extents {
     pub(crate) fn one(extent: Extent) -> Self {
         Self(Kept::One(extent))
     }
+    /// Whether it is one of them.
+    pub(crate) fn contains(&self, extent: &Extent) -> bool {
+        self.binary_search_by_key(&extent.first, |e| e.first).is_ok_and(|at| self[at] == *extent)
+    }
+    /// Those that `other` doesn't have.
+    pub(crate) fn unlike(&self, other: &Self) -> Vec<Extent> {
+        let mut rest = other.iter().peekable();
+        let is_unlike = |extent: &&Extent| {
+            while rest.next_if(|e| e.first < extent.first).is_some() {}
+            rest.peek() != Some(extent)
+        };
+        self.iter().filter(is_unlike).copied().collect()
+    }
 }
 
 impl Deref for Extents {
@@ -90,5 +103,17 @@ mod tests {
             let extents: Vec<Extent> = (0..n).map(|i| Extent::new(i, 1, at, 0)).collect();
             assert_eq!(*Extents::from(extents.clone()), extents);
         }
+    }
+
+    #[test]
+    fn what_others_do_not_have_is_found() {
+        let extent = |first, slot| Extent::new(first, 1, SlotId { class: 0, slot }, 0);
+        let all = |extents: &[Extent]| Extents::from(extents);
+        let a = all(&[extent(0, 1), extent(1, 2), extent(3, 3), extent(7, 4)]);
+        let b = all(&[extent(0, 1), extent(1, 9), extent(2, 5), extent(7, 4), extent(8, 6)]);
+        assert_eq!(a.unlike(&b), [extent(1, 2), extent(3, 3)]);
+        assert_eq!(b.unlike(&a), [extent(1, 9), extent(2, 5), extent(8, 6)]);
+        assert_eq!(a.unlike(&Extents::default()), *a);
+        assert!(a.unlike(&a).is_empty() && a.contains(&extent(3, 3)) && !a.contains(&extent(3, 4)));
     }
 }

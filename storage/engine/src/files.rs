@@ -1,7 +1,7 @@
 //! The files of one target, with errors that name them.
 
 use crate::error::{EngineError, Result};
-use ember_rt::disk::{Disk, DiskQueue, FileId, OpenMode, Priority, Space};
+use ember_rt::disk::{self, Disk, DiskQueue, FileId, OpenMode, Priority, Space};
 use ember_rt::{Buf, SharedBuf};
 use std::io;
 use std::ops::Range;
@@ -32,6 +32,18 @@ fn io_error(file: String, operation: &'static str) -> impl FnOnce(io::Error) -> 
 pub(crate) fn is_full(error: &EngineError) -> bool {
     matches!(error, EngineError::Io { source, .. }
         if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+}
+
+/// A write that the driver has. Dropped, it goes on.
+pub(crate) struct Writing {
+    write: disk::Writing,
+    file: File,
+}
+
+impl Writing {
+    pub(crate) async fn end(self) -> Result<()> {
+        self.write.end().await.map_err(io_error(self.file.path, "write"))
+    }
 }
 
 impl Files {
@@ -167,6 +179,19 @@ impl Files {
     ) -> Result<()> {
         let written = self.queue.write(file.id, priority, offset, data).await;
         written.map_err(io_error(file.path.clone(), "write"))
+    }
+    /// Starts a write: returns when the driver has it.
+    pub(crate) async fn start_write(
+        &self,
+        file: File,
+        priority: Priority,
+        offset: u64,
+        data: SharedBuf,
+    ) -> Result<Writing> {
+        match self.queue.start_write(file.id, priority, offset, data).await {
+            Ok(write) => Ok(Writing { write, file }),
+            Err(error) => Err(io_error(file.path, "write")(error)),
+        }
     }
     pub(crate) async fn sync(&self, file: &File) -> Result<()> {
         self.queue.sync(file.id).await.map_err(io_error(file.path.clone(), "flush"))

@@ -4,10 +4,11 @@
 use crate::class::{SlotId, blocks_of};
 use crate::crc;
 use crate::overlay::Overlay;
-use crate::record::{Content, Entry, Extent, Record, Run};
+use crate::plan::onto;
+use crate::record::{Content, Entry, Record, Run};
 use crate::sums::{Stretch, stretches};
 use crate::used::Used;
-use ember_types::{ChainVersion, ChannelId, ChunkId, ClientId, DataId, WriterRecord, mutant};
+use ember_types::{ChainVersion, ChannelId, ChunkId, ChunkVersion, ClientId, DataId, WriterRecord, mutant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
@@ -83,7 +84,7 @@ impl Index {
         if self.spoiled.contains(&at) {
             return u32::MAX;
         }
-        entry.extents().filter(|e| e.at() == at).map(Extent::block_end).max().unwrap_or(0)
+        entry.high(at).unwrap_or(0)
     }
     pub(crate) fn spoiled(&self) -> impl Iterator<Item = SlotId> {
         self.spoiled.iter().copied()
@@ -153,36 +154,75 @@ impl Index {
         } else {
             self.tombstones.remove(&chunk);
         }
-        let kept = entry.as_ref().map(Entry::highs).unwrap_or_default();
         let old = match entry {
             Some(entry) => self.chunks.insert(chunk, entry),
             None => self.chunks.remove(&chunk),
         };
-        let before = old.map(|old| old.highs()).unwrap_or_default();
-        let high = |highs: &[(SlotId, u32)], at: SlotId| {
-            highs.binary_search_by_key(&at, |(at, _)| *at).ok().map(|i| highs[i].1)
-        };
-        let mut freed = Vec::new();
-        for &(at, was) in &before {
-            match high(&kept, at) {
-                None => freed.push(at),
-                Some(now) if now < was => drop(self.spoiled.insert(at)),
-                Some(_) => {}
-            }
-        }
+        let freed = old.map(|old| self.hidden(chunk, &old)).unwrap_or_default();
         if mutant!(r04_sums_of_unflushed_frees_forgotten) {
             freed.iter().for_each(|at| self.overlay.forget(*at));
         }
+        self.put_runs(chunk, runs);
+        freed
+    }
+
+    /// The chunk was `old`: returns the slots that it has no more, and marks those of which it shows less.
+    fn hidden(&mut self, chunk: ChunkId, old: &Entry) -> Vec<SlotId> {
+        let new = self.chunks.get(&chunk);
+        let slots = new.map_or_else(|| old.slots(), |new| old.slots_unlike(new));
+        let mut freed = Vec::new();
+        for at in slots {
+            match new.and_then(|new| new.high(at)) {
+                None => freed.push(at),
+                Some(now) if Some(now) < old.high(at) => drop(self.spoiled.insert(at)),
+                Some(_) => {}
+            }
+        }
+        freed
+    }
+
+    fn put_runs(&mut self, chunk: ChunkId, runs: &[Run]) {
         for run in runs {
             self.overlay.put(run);
             if run.block == 0 {
                 self.spoiled.remove(&run.at);
             }
-            if high(&kept, run.at).is_some_and(|now| now < run.block + run.sums.len() as u32) {
+            let high = self.chunks.get(&chunk).and_then(|entry| entry.high(run.at));
+            if high.is_some_and(|now| now < run.block + run.sums.len() as u32) {
                 self.spoiled.insert(run.at);
             }
         }
-        freed
+    }
+
+    /// A pending version is made of the committed one, if that is `base`: else the state is newer than the record.
+    fn update(&mut self, chunk: ChunkId, base: ChunkVersion, pending: &Content, runs: &[Run]) {
+        let known = self.chunks.get(&chunk);
+        let committed = known.map_or(ChunkVersion::NONE, |entry| entry.committed.version);
+        let other =
+            known.and_then(|entry| entry.pending.as_ref()).is_some_and(|p| p.version != pending.version);
+        if committed == base && !other {
+            let entry = self.chunks.entry(chunk).or_default();
+            entry.pending = Some(Box::new(onto(&entry.committed, pending)));
+            self.tombstones.remove(&chunk);
+        }
+        self.put_runs(chunk, runs);
+    }
+
+    /// Commits what is pending, if it is `version`: else the state is newer than the record. Returns freed slots.
+    fn commit(&mut self, chunk: ChunkId, version: ChunkVersion) -> Vec<SlotId> {
+        let Some(entry) = self.chunks.get_mut(&chunk) else { return Vec::new() };
+        let Some(pending) = entry.pending.take_if(|pending| pending.version == version) else {
+            return Vec::new();
+        };
+        if entry.aborted().number <= version.number {
+            entry.set_aborted(ChunkVersion::NONE);
+        }
+        let committed = std::mem::replace(&mut entry.committed, *pending);
+        if entry.is_tombstone() {
+            self.tombstones.insert(chunk);
+        }
+        // What was pending is shown still.
+        self.hidden(chunk, &Entry::new(committed, None, ChunkVersion::NONE))
     }
 
     /// The record that frees a slot is durable. Before, what is known of the slot must stay: a checkpoint may
@@ -205,6 +245,12 @@ impl Index {
                 writers.iter().for_each(|w| self.put_writer(*chunk, *w));
                 freed
             }
+            Record::Update { chunk, base, pending, runs, writers } => {
+                self.update(*chunk, *base, pending, runs);
+                writers.iter().for_each(|w| self.put_writer(*chunk, *w));
+                Vec::new()
+            }
+            Record::Commit { chunk, version } => self.commit(*chunk, *version),
             Record::Drop { chunk } => self.replace(*chunk, None, &[]),
             Record::Rows { rows } => {
                 self.load(rows.clone());
@@ -287,7 +333,7 @@ pub(crate) fn valid_bytes(length: u32, block: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ember_types::ChunkVersion;
+    use crate::record::Extent;
 
     fn put(number: u64, slots: &[(u32, u32)], runs: Vec<Run>) -> Record {
         let at = |slot| SlotId { class: 1, slot };

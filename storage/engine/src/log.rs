@@ -4,7 +4,7 @@
 
 use crate::class::SlotId;
 use crate::error::{EngineError, Result};
-use crate::files::{File, Files, is_full};
+use crate::files::{File, Files, Writing, is_full};
 use crate::frame::{self, FrameOf, LOG};
 use crate::inner::{ChunkGuard, Durability, Inner, add};
 use crate::record::Record;
@@ -15,7 +15,7 @@ use ember_rt::sync::{Semaphore, oneshot};
 use ember_rt::{LocalBoxFuture, SharedBuf};
 use ember_types::mutant;
 use std::cell::{Cell, RefCell, RefMut};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 /// Least and most bytes by which a segment grows, in zeros.
@@ -27,6 +27,17 @@ const LAZY_MAX: usize = 1024;
 
 pub(crate) fn segment_name(number: u64) -> String {
     format!("log-{number:010}")
+}
+
+/// Bytes of an update on their way to the disk.
+pub(crate) struct Part {
+    pub(crate) at: SlotId,
+    /// Blocks `[block, end)` of the slot.
+    pub(crate) block: u32,
+    pub(crate) end: u32,
+    /// They were settled before, and are written over where they are.
+    pub(crate) settled: bool,
+    pub(crate) write: Writing,
 }
 
 /// Records that become durable together, and what happens then.
@@ -44,6 +55,8 @@ pub(crate) struct Urgent {
     pub(crate) guard: Option<ChunkGuard>,
     /// Slots that are nobody's if the batch is refused for lack of space.
     pub(crate) taken: Vec<SlotId>,
+    /// What the records tell of and isn't written yet.
+    pub(crate) parts: Vec<Part>,
 }
 
 pub(crate) struct Segment {
@@ -100,13 +113,10 @@ impl Log {
     pub(crate) fn settled(&self) -> RefMut<'_, Settled> {
         self.settled.borrow_mut()
     }
-    /// Blocks `[from, end)` of a slot were written. Where the file system overwrites in place (`in_place`) and
-    /// they were settled, any flush that begins from now on is theirs too.
-    pub(crate) fn wrote(&self, at: SlotId, from: u32, end: u32, in_place: bool) {
-        if !(in_place && self.settled.borrow().covers(at, end)) {
-            self.settled.borrow_mut().written(at, from, end);
-            self.mark_dirty(at.class);
-        }
+    /// Blocks `[from, end)` of a slot that weren't settled were written: they take a flush of their file.
+    fn wrote_unsettled(&self, at: SlotId, from: u32, end: u32) {
+        self.settled.borrow_mut().written(at, from, end);
+        self.mark_dirty(at.class);
     }
     pub(crate) fn failure(&self) -> Option<String> {
         self.failed.borrow().clone()
@@ -132,8 +142,7 @@ impl Log {
         while payload.len() < BATCH_BYTES
             && let Some(item) = items.pop_front()
         {
-            item.records.iter().for_each(|record| record.encode(&mut payload));
-            count += item.records.len() as u32;
+            count += item.encode(&mut payload);
             if item.urgent.is_some() {
                 self.urgent.set(self.urgent.get() - 1);
             }
@@ -141,6 +150,20 @@ impl Log {
         }
         (batch, payload, count)
     }
+}
+
+impl Item {
+    /// Adds its records; returns their number.
+    fn encode(&self, payload: &mut Vec<u8>) -> u32 {
+        self.records.iter().for_each(|record| record.encode(payload));
+        self.records.len() as u32
+    }
+}
+
+fn encode(batch: &[Item]) -> (Vec<u8>, u32) {
+    let mut payload = Vec::new();
+    let count = batch.iter().map(|item| item.encode(&mut payload)).sum();
+    (payload, count)
 }
 
 /// Makes a new segment whose first frame carries `records`; durable when it returns.
@@ -192,10 +215,10 @@ impl Inner {
         self: &Rc<Self>,
         records: Vec<Record>,
         guard: Option<ChunkGuard>,
-        taken: Vec<SlotId>,
+        (taken, parts): (Vec<SlotId>, Vec<Part>),
     ) -> impl Future<Output = Result<()>> + use<> {
         let (done, ended) = oneshot::channel();
-        let urgent = Some(Urgent { done, guard, taken });
+        let urgent = Some(Urgent { done, guard, taken, parts });
         self.log.items.borrow_mut().push_back(Item { records, frees: Vec::new(), urgent });
         self.log.urgent.set(self.log.urgent.get() + 1);
         self.kick();
@@ -217,10 +240,10 @@ impl Inner {
                 self.log.committing.set(false);
                 break;
             }
-            let (batch, payload, count) = self.log.take_batch();
+            let (mut batch, payload, count) = self.log.take_batch();
             let written = match self.log.failure() {
                 Some(why) => Err(self.failed_error(&why)),
-                None => self.write_batch(&payload, count).await,
+                None => self.write_batch(&mut batch, &payload, count).await,
             };
             match written {
                 Ok(()) => self.batch_is_durable(batch),
@@ -290,15 +313,38 @@ impl Inner {
         let mut slots = self.slots.borrow_mut();
         taken.iter().for_each(|at| slots.free(*at));
         for record in records {
-            let Record::Put { runs, .. } = record else { continue };
+            let Some((_, runs, _)) = record.came_with() else { continue };
             runs.iter().filter(|run| run.block > 0).for_each(|run| slots.burn(run.at));
         }
     }
 
-    /// Writes one frame and flushes it and every data file that needs a flush of its own, side by side. Others
-    /// were written to before: where overwrites are in place the flush of the log is theirs too, and with
-    /// [`Durability::Plp`] neither takes one.
-    async fn write_batch(&self, payload: &[u8], count: u32) -> Result<()> {
+    /// Writes one frame, side by side with data that are still on their way; then flushes it and every data file
+    /// that needs a flush of its own. Others were written to before: where overwrites are in place the flush of the
+    /// log is theirs too, and with [`Durability::Plp`] neither takes one. Items whose data could not be written are
+    /// answered and taken from the batch.
+    async fn write_batch(&self, batch: &mut Vec<Item>, payload: &[u8], count: u32) -> Result<()> {
+        let frame = self.start_frame(payload, count).await;
+        // Also if there is no frame: afterwards the slots may be somebody else's (R17).
+        let all = batch.len();
+        self.end_parts(batch).await;
+        let (mut frame, mut end) = frame?;
+        if batch.len() < all {
+            // Nobody counts on the frame yet: it is written again without them.
+            frame.end().await?;
+            let (payload, count) = encode(batch);
+            (frame, end) = self.start_frame(&payload, count).await?;
+        }
+        frame.end().await?;
+        self.flush_batch().await?;
+        let mut segment = self.log.segment.borrow_mut();
+        segment.offset = end;
+        segment.next_sequence += 1;
+        self.log.unconfirmed.set(count > 0);
+        Ok(())
+    }
+
+    /// Starts to write the next frame; returns where it ends.
+    async fn start_frame(&self, payload: &[u8], count: u32) -> Result<(Writing, u64)> {
         let (file, frame, offset) = {
             let segment = self.log.segment.borrow();
             let of = FrameOf { target: self.identity.target.0, kind: LOG, file: segment.number };
@@ -307,6 +353,55 @@ impl Inner {
         };
         let end = offset + frame.len() as u64;
         self.extend_segment(&file, end).await?;
+        add(&self.counters.log_bytes, frame.len() as u64);
+        let write = self.files.start_write(file, Priority::Foreground, offset, SharedBuf::from(frame));
+        Ok((write.await?, end))
+    }
+
+    /// Waits until all data of a batch are written. Items for which that fails are answered and removed.
+    async fn end_parts(&self, batch: &mut Vec<Item>) {
+        let mut failed = BTreeMap::new();
+        for (i, item) in batch.iter_mut().enumerate() {
+            let parts = item.urgent.iter_mut().flat_map(|urgent| std::mem::take(&mut urgent.parts));
+            if let Err(error) = self.end_writes(parts.collect()).await {
+                failed.insert(i, error);
+            }
+        }
+        if failed.is_empty() {
+            return;
+        }
+        let mut i = 0;
+        batch.retain_mut(|item| {
+            let error = failed.remove(&i);
+            i += 1;
+            let Some(error) = error else { return true };
+            if let Some(urgent) = item.urgent.take() {
+                let _ = urgent.done.send(Err(error));
+            }
+            false
+        });
+    }
+
+    /// Waits for writes. If one fails it is unknown what their slots hold: none is used again before a restart, and
+    /// nothing is appended to one that held something (R17).
+    pub(crate) async fn end_writes(&self, parts: Vec<Part>) -> Result<()> {
+        let mut ended = Ok(());
+        let appended: Vec<SlotId> = parts.iter().filter(|part| part.block > 0).map(|part| part.at).collect();
+        for Part { at, block, end, settled, write } in parts {
+            match write.end().await {
+                // Any flush that begins from now on is theirs too.
+                Ok(()) if settled => {}
+                Ok(()) => self.log.wrote_unsettled(at, block, end),
+                failed => ended = failed,
+            }
+        }
+        if ended.is_err() && !mutant!(r17_append_behind_failed_write) {
+            appended.into_iter().for_each(|at| self.slots.borrow_mut().burn(at));
+        }
+        ended
+    }
+
+    async fn flush_batch(&self) -> Result<()> {
         let dirty = std::mem::take(&mut *self.log.dirty.borrow_mut());
         let completed_is_durable =
             self.config.durability == Durability::Plp && self.files.overwrites_in_place();
@@ -314,23 +409,17 @@ impl Inner {
         let mut flushes: Vec<LocalBoxFuture<'_, Result<()>>> = Vec::with_capacity(dirty.len() + 1);
         for &class in &dirty {
             let Some(data) = self.data_file(class) else { continue };
-            add(&self.counters.flushes, 1);
             self.log.settled().flush_begins(class);
             flushes.push(Box::pin(async move { self.files.sync(&data).await }));
         }
-        add(&self.counters.flushes, u64::from(flush));
+        if flush {
+            let file = self.log.segment.borrow().file.clone();
+            flushes.push(Box::pin(async move { self.files.sync(&file).await }));
+        }
+        add(&self.counters.flushes, flushes.len() as u64);
         add(&self.counters.batches, 1);
-        add(&self.counters.log_bytes, frame.len() as u64);
-        flushes.push(Box::pin(async {
-            self.files.write(&file, Priority::Foreground, offset, SharedBuf::from(frame)).await?;
-            if flush { self.files.sync(&file).await } else { Ok(()) }
-        }));
         join_all(flushes).await.into_iter().collect::<Result<()>>()?;
         dirty.into_iter().for_each(|class| self.log.settled().flush_ended(class));
-        let mut segment = self.log.segment.borrow_mut();
-        segment.offset = end;
-        segment.next_sequence += 1;
-        self.log.unconfirmed.set(count > 0);
         Ok(())
     }
 

@@ -114,6 +114,15 @@ pub(crate) fn place(plan: &Plan, (from, to): (u32, u32), high: impl Fn(SlotId) -
     Place::NewSlot { class: class_for(room) }
 }
 
+/// The content that an update makes of `base`: what it says, and of the extents those of `base` that its own, which
+/// are the new ones, don't cover.
+pub(crate) fn onto(base: &Content, update: &Content) -> Content {
+    let dirty: Vec<(u32, u32)> = update.extents.iter().map(|e| (e.first(), e.end())).collect();
+    let mut extents = keep(base, &dirty, blocks_of(update.length));
+    extents.extend(update.extents.iter());
+    Content { extents: merge(extents), ..update.clone() }
+}
+
 /// Puts the new extents between the kept ones; joins those that continue each other.
 pub(crate) fn merge(mut extents: Vec<Extent>) -> Extents {
     extents.sort_unstable_by_key(|e| e.first);

@@ -1,5 +1,5 @@
-//! Records of log and checkpoint. Every record is absolute: it says what is, not what changes, so that
-//! replaying it twice, or over a newer state, ends in the same state (docs/design/engine.md).
+//! Records of log and checkpoint. Replaying them twice, or over a newer state, ends in the same state: all but two
+//! say what is, and those two what becomes of a version that they name (docs/design/engine.md).
 
 use crate::class::{BLOCK, BLOCKS_MAX, CHUNK_MAX, CLASSES, SlotId, blocks_of, slot_blocks};
 use crate::extents::Extents;
@@ -141,6 +141,24 @@ impl Entry {
     pub(crate) fn slots(&self) -> Vec<SlotId> {
         self.highs().into_iter().map(|(at, _)| at).collect()
     }
+    /// The number of blocks of a slot up to the highest one that is shown; `None` if none is.
+    pub(crate) fn high(&self, at: SlotId) -> Option<u32> {
+        self.extents().filter(|e| e.at() == at).map(Extent::block_end).max()
+    }
+    /// Slots, sorted, of which something is shown that `other` doesn't show just so.
+    pub(crate) fn slots_unlike(&self, other: &Self) -> Vec<SlotId> {
+        let mut slots = Vec::new();
+        for content in std::iter::once(&self.committed).chain(self.pending.as_deref()) {
+            let mut unlike = content.extents.unlike(&other.committed.extents);
+            if let Some(pending) = &other.pending {
+                unlike.retain(|extent| !pending.extents.contains(extent));
+            }
+            slots.extend(unlike.iter().map(Extent::at));
+        }
+        slots.sort_unstable();
+        slots.dedup();
+        slots
+    }
     /// All slots, sorted, each with the number of blocks up to the highest one that is shown.
     pub(crate) fn highs(&self) -> Vec<(SlotId, u32)> {
         let mut highs: Vec<(SlotId, u32)> = self.extents().map(|e| (e.at(), e.block_end())).collect();
@@ -166,6 +184,17 @@ pub(crate) struct Run {
 pub(crate) enum Record {
     /// The chunk is this now; `runs` are the blocks that came with it.
     Put { chunk: ChunkId, entry: Entry, runs: Vec<Run>, writers: Vec<WriterRecord> },
+    /// If the committed version is `base`, a pending one is made of it: `pending`, whose extents are those that are
+    /// new. `runs` are the blocks that came with it.
+    Update {
+        chunk: ChunkId,
+        base: ChunkVersion,
+        pending: Content,
+        runs: Vec<Run>,
+        writers: Vec<WriterRecord>,
+    },
+    /// If `version` is pending, it is committed.
+    Commit { chunk: ChunkId, version: ChunkVersion },
     /// Nothing is known of the chunk any more.
     Drop { chunk: ChunkId },
     /// The last update of a channel.
@@ -213,6 +242,15 @@ fn put_content(out: &mut Vec<u8>, c: &Content) {
     }
 }
 
+fn put_run(out: &mut Vec<u8>, run: &Run) {
+    out.extend(run.at.slot.to_le_bytes());
+    out.extend((run.block as u16).to_le_bytes());
+    out.extend([run.at.class, 0]);
+    out.extend((run.tail as u16).to_le_bytes());
+    out.extend((run.sums.len() as u16).to_le_bytes());
+    out.extend(run.sums.iter().flat_map(|sum| sum.to_le_bytes()));
+}
+
 fn put_writer(out: &mut Vec<u8>, w: &WriterRecord) {
     out.extend(w.tag.client.0);
     out.extend(w.tag.channel.0.to_le_bytes());
@@ -240,15 +278,21 @@ impl Record {
                 if let Some(pending) = &entry.pending {
                     put_content(out, pending);
                 }
-                for run in runs {
-                    out.extend(run.at.slot.to_le_bytes());
-                    out.extend((run.block as u16).to_le_bytes());
-                    out.extend([run.at.class, 0]);
-                    out.extend((run.tail as u16).to_le_bytes());
-                    out.extend((run.sums.len() as u16).to_le_bytes());
-                    out.extend(run.sums.iter().flat_map(|sum| sum.to_le_bytes()));
-                }
+                runs.iter().for_each(|run| put_run(out, run));
                 writers.iter().for_each(|w| put_writer(out, w));
+            }
+            Self::Update { chunk, base, pending, runs, writers } => {
+                put_chunk(out, chunk);
+                put_version(out, base);
+                out.extend((runs.len() as u16).to_le_bytes());
+                out.extend((writers.len() as u16).to_le_bytes());
+                put_content(out, pending);
+                runs.iter().for_each(|run| put_run(out, run));
+                writers.iter().for_each(|w| put_writer(out, w));
+            }
+            Self::Commit { chunk, version } => {
+                put_chunk(out, chunk);
+                put_version(out, version);
             }
             Self::Drop { chunk } => put_chunk(out, chunk),
             Self::Writer { chunk, record } => {
@@ -283,6 +327,16 @@ impl Record {
         out[start + 4..start + 8].copy_from_slice(&length.to_le_bytes());
     }
 
+    /// What came with it, of which chunk.
+    pub(crate) fn came_with(&self) -> Option<(ChunkId, &[Run], &[WriterRecord])> {
+        match self {
+            Self::Put { chunk, runs, writers, .. } | Self::Update { chunk, runs, writers, .. } => {
+                Some((*chunk, runs, writers))
+            }
+            _ => None,
+        }
+    }
+
     fn kind(&self) -> u8 {
         match self {
             Self::Put { .. } => 1,
@@ -295,6 +349,8 @@ impl Record {
             Self::Rows { .. } => ROWS,
             Self::Pages { .. } => 9,
             Self::Spoiled { .. } => 10,
+            Self::Update { .. } => 11,
+            Self::Commit { .. } => 12,
         }
     }
 
@@ -315,6 +371,8 @@ impl Record {
             ROWS => Self::Rows { rows: rows::decode(std::mem::take(&mut body.0))? },
             9 => body.pages()?,
             10 => body.spoiled()?,
+            11 => body.update()?,
+            12 => Self::Commit { chunk: body.chunk()?, version: body.version()? },
             _ => return Err("record of an unknown kind"),
         };
         if !body.0.is_empty() {
@@ -443,9 +501,24 @@ impl<'a> Reader<'a> {
         }
         let committed = self.content()?;
         let pending = if has_pending == 1 { Some(Box::new(self.content()?)) } else { None };
-        let runs = (0..runs).map(|_| self.run()).collect::<Result<_, _>>()?;
-        let writers = (0..writers).map(|_| self.writer()).collect::<Result<_, _>>()?;
+        let (runs, writers) = self.came_with(runs, writers)?;
         Ok(Record::Put { chunk, entry: Entry::new(committed, pending, aborted), runs, writers })
+    }
+
+    fn update(&mut self) -> Result<Record, &'static str> {
+        let (chunk, base) = (self.chunk()?, self.version()?);
+        let (runs, writers) = (self.u16()?, self.u16()?);
+        if usize::from(writers) > WRITERS_MAX {
+            return Err("chunk record out of range");
+        }
+        let pending = self.content()?;
+        let (runs, writers) = self.came_with(runs, writers)?;
+        Ok(Record::Update { chunk, base, pending, runs, writers })
+    }
+
+    fn came_with(&mut self, runs: u16, writers: u16) -> Result<(Vec<Run>, Vec<WriterRecord>), &'static str> {
+        let runs = (0..runs).map(|_| self.run()).collect::<Result<_, _>>()?;
+        Ok((runs, (0..writers).map(|_| self.writer()).collect::<Result<_, _>>()?))
     }
 }
 
@@ -478,6 +551,14 @@ mod tests {
             Record::Rows { rows: vec![(chunk, entry.clone())] },
             Record::Pages { class: 3, first: 2, sequences: vec![0, 7] },
             Record::Spoiled { slots: vec![at] },
+            Record::Update {
+                chunk,
+                base: version(1),
+                pending: entry.committed.clone(),
+                runs: runs.clone(),
+                writers: vec![writer],
+            },
+            Record::Commit { chunk, version: version(2) },
             Record::Put { chunk, entry, runs, writers: vec![writer] },
             Record::Drop { chunk },
             Record::Writer { chunk, record: writer },

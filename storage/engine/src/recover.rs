@@ -19,8 +19,8 @@ use crate::sums::{PageId, stretches, sums_name};
 use crate::used::Used;
 use ember_rt::disk::Priority;
 use ember_rt::select::yield_now;
-use ember_types::ChunkId;
 use ember_types::checksum::crc32c;
+use ember_types::{ChunkId, Status, WriterRecord};
 
 /// Chunks that are checked between two turns of the reactor's other tasks.
 const CHUNKS_AT_ONCE: usize = 2048;
@@ -213,17 +213,21 @@ async fn apply_unconfirmed(files: &Files, loaded: &mut Loaded, frame: &Frame) ->
     loaded.recovery.frames += 1;
     let data = DataFiles::open(files)?;
     for record in &frame.records {
-        if let Record::Put { chunk, runs, .. } = record
+        if let Some((chunk, runs, writers)) = record.came_with()
             && !data.hold(runs).await?
         {
-            loaded.recovery.dropped.push(*chunk);
-            loaded.corrections.push(match loaded.index.get(*chunk) {
-                Some(entry) => {
-                    let (entry, writers) = (entry.clone(), Vec::new());
-                    Record::Put { chunk: *chunk, entry, runs: Vec::new(), writers }
-                }
-                None => Record::Drop { chunk: *chunk },
-            });
+            loaded.recovery.dropped.push(chunk);
+            // What the frame says of writers is undone too: a repeat must not be answered by it (R12).
+            let void = |w: &WriterRecord| WriterRecord { status: Status::Aborted, ..*w };
+            let writers: Vec<WriterRecord> = writers.iter().map(void).collect();
+            let entry = loaded.index.get(chunk).cloned();
+            let mut corrections = match entry {
+                Some(entry) => vec![Record::Put { chunk, entry, runs: Vec::new(), writers: Vec::new() }],
+                None => vec![Record::Drop { chunk }],
+            };
+            corrections.extend(writers.into_iter().map(|record| Record::Writer { chunk, record }));
+            corrections.iter().for_each(|record| loaded.index.replay(record));
+            loaded.corrections.append(&mut corrections);
             continue;
         }
         loaded.index.replay(record);

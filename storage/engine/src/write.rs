@@ -4,15 +4,18 @@ use crate::api::{Install, InstallContent, Prepare, Prepared, Update};
 use crate::class::{BLOCK, CHUNK_MAX, SlotId, blocks_of, class_for};
 use crate::crc;
 use crate::error::{EngineError, Result};
-use crate::inner::{ChunkGuard, Inner, add};
+use crate::inner::{Inner, add};
+use crate::log::Part;
 use crate::plan::{Change, Place, Plan, merge, place, plan};
 use crate::record::{Content, Entry, Extent, Record, Run, WRITERS_MAX};
 use ember_rt::disk::Priority;
-use ember_rt::select::join_all;
 use ember_rt::{Buf, SharedBuf};
 use ember_types::checksum::crc32c;
 use ember_types::{ChunkId, ChunkVersion, Status, WriterRecord, block_checksums, mutant};
 use std::rc::Rc;
+
+/// An update of up to this many bytes is written side by side with its record, by urgent callers.
+const BESIDE_RECORD_MAX: usize = 128 << 10;
 
 /// New bytes for blocks `[from, to)`.
 struct Fresh {
@@ -34,11 +37,12 @@ struct Built {
 /// Where the fresh bytes went.
 #[derive(Default)]
 struct Placed {
+    /// New ones, sorted.
     extents: Vec<Extent>,
     runs: Vec<Run>,
     taken: Vec<SlotId>,
-    /// Slots written behind what they held.
-    appended: Vec<SlotId>,
+    /// Small writes go on beside that of the record.
+    parts: Vec<Part>,
 }
 
 /// Checks a payload against its checksums; returns them.
@@ -50,6 +54,13 @@ fn check_payload(chunk: ChunkId, data: &[u8], checksums: &[u32]) -> Result<()> {
     match blocks.zip(checksums).position(|(block, sum)| crc32c(block) != *sum) {
         Some(block) => Err(EngineError::Payload { chunk, block }),
         None => Ok(()),
+    }
+}
+
+fn check_writers(chunk: ChunkId, count: usize) -> Result<()> {
+    match count > WRITERS_MAX {
+        true => Err(EngineError::Invalid { chunk, what: "more than 4096 records of writers" }),
+        false => Ok(()),
     }
 }
 
@@ -124,34 +135,25 @@ impl Inner {
         if differs && !mutant!(r14_head_result_ignored) {
             return Err(EngineError::ResultDiffers { chunk, length, checksum });
         }
-        let mut writers = match request.update {
-            Update::Whole { writers, .. } => writers,
-            _ => Vec::new(),
+        let (whole, mut writers) = match request.update {
+            Update::Whole { writers, .. } => (true, writers),
+            _ => (false, Vec::new()),
         };
         let (version, status) = (request.version, Status::Ok);
         writers.extend(request.writer.map(|tag| WriterRecord { tag, version, length, status }));
+        check_writers(chunk, writers.len())?;
         let (content, placed) = self.place(&entry, built, request.priority).await?;
-        entry.pending = Some(Box::new(content));
-        self.store(chunk, entry, placed, writers, guard).await?;
-        Ok(Prepared { version, length, checksum })
-    }
-
-    /// The record that makes written bytes visible.
-    async fn store(
-        self: &Rc<Self>,
-        chunk: ChunkId,
-        entry: Entry,
-        placed: Placed,
-        writers: Vec<WriterRecord>,
-        guard: ChunkGuard,
-    ) -> Result<()> {
-        if writers.len() > WRITERS_MAX {
-            self.give_back(&placed);
-            return Err(EngineError::Invalid { chunk, what: "more than 4096 records of writers" });
-        }
+        let Placed { runs, taken, parts, extents } = placed;
+        let record = if whole {
+            entry.pending = Some(Box::new(content));
+            Record::Put { chunk, entry, runs, writers }
+        } else {
+            let pending = Content { extents: extents.into(), ..content };
+            Record::Update { chunk, base: request.base, pending, runs, writers }
+        };
         add(&self.counters.updates, 1);
-        let record = Record::Put { chunk, entry, runs: placed.runs, writers };
-        self.apply_durably(vec![record], Some(guard), placed.taken).await
+        self.apply_durably(vec![record], Some(guard), (taken, parts)).await?;
+        Ok(Prepared { version, length, checksum })
     }
 
     /// The content that an update makes of `old`.
@@ -271,10 +273,10 @@ impl Inner {
         Ok(Fresh { from, to, data: buf.into(), sums })
     }
 
-    /// Chooses places for the fresh bytes and writes them.
+    /// Chooses places for the fresh bytes and writes them, or starts to.
     async fn place(&self, old: &Entry, built: Built, priority: Priority) -> Result<(Content, Placed)> {
         let Built { mut content, fresh, plan } = built;
-        let mut placed = Placed { extents: content.extents.to_vec(), ..Placed::default() };
+        let mut placed = Placed::default();
         let mut writes = Vec::new();
         for part in fresh {
             let place = place(&plan, (part.from, part.to), |at| {
@@ -282,10 +284,7 @@ impl Inner {
                 if self.slots.borrow().is_burnt(at) { u32::MAX } else { self.index.borrow().high(old, at) }
             });
             let (at, block) = match place {
-                Place::InPlace { at, block } => {
-                    placed.appended.push(at);
-                    (at, block)
-                }
+                Place::InPlace { at, block } => (at, block),
                 Place::NewSlot { class } => match self.allocate_for(class, part.to - part.from).await {
                     Ok(at) => {
                         placed.taken.push(at);
@@ -303,15 +302,16 @@ impl Inner {
             placed.runs.push(Run { at, block, tail, sums: part.sums });
             writes.push((at, block, part.data));
         }
-        let written =
-            join_all(writes.into_iter().map(|(at, block, data)| self.put(at, block, data, priority)));
-        if let Err(error) = written.await.into_iter().collect::<Result<()>>() {
-            // What these slots hold now is unknown: they are not used again before a restart (R17).
-            let burnt = placed.appended.iter().filter(|_| !mutant!(r17_append_behind_failed_write));
-            burnt.for_each(|at| self.slots.borrow_mut().burn(*at));
-            return Err(error);
+        let bytes: usize = writes.iter().map(|(_, _, data)| data.len()).sum();
+        for (at, block, data) in writes {
+            // An error means that the queue was stopped, and with it the target.
+            placed.parts.push(self.start_put(at, block, data, priority).await?);
         }
-        content.extents = merge(std::mem::take(&mut placed.extents));
+        // Others must not wait for much, nor for what isn't urgent: that is written before it joins a batch.
+        if bytes > BESIDE_RECORD_MAX || priority != Priority::Foreground {
+            self.end_writes(std::mem::take(&mut placed.parts)).await?;
+        }
+        content.extents = merge([&content.extents, &placed.extents[..]].concat());
         Ok((content, placed))
     }
 
@@ -330,21 +330,22 @@ impl Inner {
         placed.taken.iter().for_each(|at| slots.free(*at));
     }
 
-    async fn put(&self, at: SlotId, block: u32, data: SharedBuf, priority: Priority) -> Result<()> {
+    async fn start_put(&self, at: SlotId, block: u32, data: SharedBuf, priority: Priority) -> Result<Part> {
         let Some(file) = self.data_file(at.class) else {
             return Err(self.failed_error("a data file is gone"));
         };
         add(&self.counters.data_bytes, data.len() as u64);
         let end = block + blocks_of(data.len() as u32);
-        self.files.write(&file, priority, at.offset(block), data).await?;
-        self.log.wrote(at, block, end, self.files.overwrites_in_place());
-        Ok(())
+        let settled = self.files.overwrites_in_place() && self.log.settled().covers(at, end);
+        let write = self.files.start_write(file, priority, at.offset(block), data).await?;
+        Ok(Part { at, block, end, settled, write })
     }
 
     pub(crate) async fn install(self: Rc<Self>, chunk: ChunkId, install: Install) -> Result<()> {
         let guard = self.lock(chunk).await?;
         let Install { committed, pending, mut writers } = install;
         let void = self.void_records(chunk, &writers);
+        check_writers(chunk, writers.len() + void.len())?;
         let mut entry = Entry::default();
         let mut all = Placed::default();
         for (content, is_pending) in [(committed, false), (pending, true)] {
@@ -358,6 +359,7 @@ impl Inner {
             };
             all.runs.append(&mut placed.runs);
             all.taken.append(&mut placed.taken);
+            all.parts.append(&mut placed.parts);
             if is_pending {
                 entry.pending = Some(Box::new(content));
             } else {
@@ -370,10 +372,12 @@ impl Inner {
             }
             let void = void.into_iter().map(|record| Record::Writer { chunk, record });
             let records = std::iter::once(Record::Drop { chunk }).chain(void).collect();
-            return self.apply_durably(records, Some(guard), Vec::new()).await;
+            return self.apply_durably(records, Some(guard), Default::default()).await;
         }
         writers.extend(void);
-        self.store(chunk, entry, all, writers, guard).await
+        add(&self.counters.updates, 1);
+        let record = Record::Put { chunk, entry, runs: all.runs, writers };
+        self.apply_durably(vec![record], Some(guard), (all.taken, all.parts)).await
     }
 
     /// Records of the chunk that a state with the records `kept` contradicts: what they tell of isn't part of
@@ -410,20 +414,25 @@ impl Inner {
 
     pub(crate) async fn commit(self: &Rc<Self>, chunk: ChunkId, version: ChunkVersion) -> Result<()> {
         let _guard = self.lock(chunk).await?;
-        let mut entry = self.index.borrow().get(chunk).cloned().unwrap_or_default();
-        if entry.committed.version == version && !version.is_none() {
+        let (committed, pending, removes) = {
+            let index = self.index.borrow();
+            let entry = index.get(chunk);
+            let pending = entry.and_then(|entry| entry.pending.as_deref());
+            let committed = entry.map_or(ChunkVersion::NONE, |entry| entry.committed.version);
+            (committed, pending.map(|p| p.version), pending.is_some_and(|p| p.removed))
+        };
+        if committed == version && !version.is_none() {
             return Ok(());
         }
-        match entry.pending.take() {
-            Some(pending) if pending.version == version => entry.committed = *pending,
-            _ => return Err(EngineError::NotFound(chunk)),
+        if pending != Some(version) {
+            return Err(EngineError::NotFound(chunk));
         }
-        if entry.aborted().number <= version.number {
-            entry.set_aborted(ChunkVersion::NONE);
-        }
-        let forgets = entry.committed.removed && mutant!(r05_tombstone_forgotten);
-        let put = Record::Put { chunk, entry, runs: Vec::new(), writers: Vec::new() };
-        self.apply_lazily(vec![if forgets { Record::Drop { chunk } } else { put }]);
+        let forgets = removes && mutant!(r05_tombstone_forgotten);
+        self.apply_lazily(vec![if forgets {
+            Record::Drop { chunk }
+        } else {
+            Record::Commit { chunk, version }
+        }]);
         Ok(())
     }
 
@@ -455,7 +464,7 @@ impl Inner {
         } else {
             Record::Put { chunk, entry, runs: Vec::new(), writers }
         };
-        self.apply_durably(vec![record], Some(guard), Vec::new()).await
+        self.apply_durably(vec![record], Some(guard), Default::default()).await
     }
 }
 
