@@ -39,7 +39,7 @@ pub struct EngineConfig {
     pub log_bytes: u64,
     /// Bytes of the file system that updates leave free.
     pub min_free_bytes: u64,
-    /// A chunk in more pieces than this is rewritten whole by the next update.
+    /// A MiB of a chunk in more pieces than this is written anew by the next update that touches it.
     pub extents_max: usize,
     /// Bytes of memory for checksum pages that were used lately.
     pub checksum_cache_bytes: u64,
@@ -56,7 +56,7 @@ impl Default for EngineConfig {
         Self {
             log_bytes: 64 << 20,
             min_free_bytes: 256 << 20,
-            extents_max: 64,
+            extents_max: 128,
             checksum_cache_bytes: 64 << 20,
             unsaved_sums_bytes: 32 << 20,
             tombstone_keep: Duration::from_secs(600),

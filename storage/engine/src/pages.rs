@@ -233,16 +233,17 @@ impl Inner {
         Ok(())
     }
 
-    /// Checksums of all blocks of a content that is made of parts of `old`.
+    /// Checksums of blocks `[from, to)` of a content that is made of parts of `old`.
     pub(crate) async fn sums_of(
         self: &Rc<Self>,
         content: &Content,
+        (from, to): (u32, u32),
         old: &Content,
         priority: Priority,
     ) -> Result<Vec<u32>> {
         let mut lost = false;
         loop {
-            let mut wanted = self.index.borrow().wanted(content, 0, blocks_of(content.length));
+            let mut wanted = self.index.borrow().wanted(content, from, to);
             let taken = match self.take_cached(&mut wanted, priority) {
                 Ok(()) => self.take_read(&mut wanted, priority).await,
                 Err(error) => Err(error),

@@ -6,6 +6,8 @@ use crate::extents::Extents;
 use crate::record::{Content, Extent};
 use ember_types::mutant;
 
+/// Blocks that are written anew together when they lie in too many pieces: 1 MiB.
+const WINDOW: u32 = 256;
 /// Chunks of up to this many blocks are always rewritten whole: they stay in one smallest slot.
 const SMALL_BLOCKS: u32 = 8;
 
@@ -27,9 +29,12 @@ pub(crate) struct Plan {
     pub(crate) kept: Vec<Extent>,
     /// Ranges of blocks `[from, to)` to write, sorted, apart from each other.
     pub(crate) dirty: Vec<(u32, u32)>,
+    /// It gets longer.
+    pub(crate) grows: bool,
 }
 
-/// Plans `change` on `old`. With more than `extents_max` extents afterwards, the chunk is rewritten whole.
+/// Plans `change` on `old`. A window of [`WINDOW`] blocks that it touches and that would lie in more than
+/// `extents_max` pieces is written anew.
 pub(crate) fn plan(old: &Content, change: Change, extents_max: usize) -> Plan {
     let (length, written) = match change {
         Change::Write { offset, bytes } => {
@@ -52,16 +57,56 @@ pub(crate) fn plan(old: &Content, change: Change, extents_max: usize) -> Plan {
         }
     }
     dirty.sort_unstable();
-    let kept = keep(old, &dirty, blocks_of(length));
     let blocks = blocks_of(length);
+    let mut kept = keep(old, &dirty, blocks);
     let holes = blocks
         - kept.iter().map(|e| u32::from(e.blocks)).sum::<u32>()
         - dirty.iter().map(|(from, to)| to - from).sum::<u32>();
     let small = blocks <= SMALL_BLOCKS && holes == 0 && !dirty.is_empty() && !kept.is_empty();
-    if small || (kept.len() + dirty.len() > extents_max && !dirty.is_empty()) {
-        return Plan { length, kept: Vec::new(), dirty: vec![(0, blocks)] };
+    if small {
+        dirty = vec![(0, blocks)];
+        kept.clear();
+    } else if let Some(wider) = with_windows(&kept, &dirty, blocks, extents_max) {
+        dirty = wider;
+        kept = keep(old, &dirty, blocks);
     }
-    Plan { length, kept, dirty }
+    Plan { length, kept, dirty, grows: length > old.length }
+}
+
+/// The dirty ranges with the windows that they touch and that lie in too many pieces, if there are any.
+fn with_windows(
+    kept: &[Extent],
+    dirty: &[(u32, u32)],
+    blocks: u32,
+    extents_max: usize,
+) -> Option<Vec<(u32, u32)>> {
+    if kept.len() + dirty.len() <= extents_max {
+        return None;
+    }
+    let mut ranges = dirty.to_vec();
+    for &(from, to) in dirty {
+        for start in (from - from % WINDOW..to).step_by(WINDOW as usize) {
+            let end = (start + WINDOW).min(blocks);
+            let within = |from: u32, to: u32| from < end && start < to;
+            let pieces = kept.iter().filter(|e| within(e.first(), e.end())).count()
+                + dirty.iter().filter(|(from, to)| within(*from, *to)).count();
+            if pieces > extents_max {
+                ranges.push((start, end));
+            }
+        }
+    }
+    if ranges.len() == dirty.len() {
+        return None;
+    }
+    ranges.sort_unstable();
+    let mut joined: Vec<(u32, u32)> = Vec::new();
+    for (from, to) in ranges {
+        match joined.last_mut() {
+            Some(last) if last.1 >= from => last.1 = last.1.max(to),
+            _ => joined.push((from, to)),
+        }
+    }
+    Some(joined)
 }
 
 /// The parts of the old extents that lie before `blocks` and in no dirty range.
@@ -110,7 +155,7 @@ pub(crate) fn place(plan: &Plan, (from, to): (u32, u32), high: impl Fn(SlotId) -
         }
     }
     // A chunk that grows by appends gets slots that double, so that it has few extents.
-    let room = if appends && from > 0 && before.is_some() { need.max(from) } else { need };
+    let room = if appends && plan.grows && from > 0 && before.is_some() { need.max(from) } else { need };
     Place::NewSlot { class: class_for(room) }
 }
 
@@ -125,7 +170,8 @@ pub(crate) fn onto(base: &Content, update: &Content) -> Content {
 
 /// Puts the new extents between the kept ones; joins those that continue each other.
 pub(crate) fn merge(mut extents: Vec<Extent>) -> Extents {
-    extents.sort_unstable_by_key(|e| e.first);
+    // Two sorted runs, one behind the other, as a rule: a stable sort just merges them.
+    extents.sort_by_key(|e| e.first);
     let mut merged: Vec<Extent> = Vec::with_capacity(extents.len());
     for extent in extents {
         match merged.last_mut() {
@@ -188,6 +234,30 @@ mod tests {
         assert_eq!(p.kept, [Extent::new(0, 10, at, 0), Extent::new(12, 244, at, 12)]);
         assert_eq!(place(&p, (10, 12), |_| 256), Place::NewSlot { class: 1 });
         assert_eq!(plan(&old, Change::Write { offset: 40 * K, bytes: 8 * K }, 2).dirty, [(0, 256)]);
+    }
+
+    #[test]
+    fn a_window_in_too_many_pieces_is_written_anew_and_no_other() {
+        let at = |n| slot(0, n);
+        let home = slot(10, 0);
+        // Of 1000 blocks every second one lies elsewhere.
+        let extents: Vec<Extent> = (0..1000)
+            .map(|n| match n % 2 {
+                0 => Extent::new(n, 1, home, n),
+                _ => Extent::new(n, 1, at(n), 0),
+            })
+            .collect();
+        let old = content(4000 * K, &extents);
+        let write = |offset, bytes| plan(&old, Change::Write { offset, bytes }, 128);
+        assert_eq!(write(4 * K, 4 * K).dirty, [(0, 256)]);
+        assert_eq!(write(1020 * K, 8 * K).dirty, [(0, 512)]);
+        let last = write(3996 * K, 4 * K);
+        assert_eq!(last.dirty, [(768, 1000)]);
+        assert_eq!(last.kept, extents[..768]);
+        assert_eq!(place(&last, (768, 1000), |_| 1024), Place::NewSlot { class: 8 });
+        assert_eq!(plan(&old, Change::Write { offset: 4 * K, bytes: 4 * K }, 256).dirty, [(1, 2)]);
+        // One that is written over whole isn't in pieces any more.
+        assert_eq!(write(1024 * K, 1024 * K).dirty, [(256, 512)]);
     }
 
     #[test]

@@ -2,11 +2,12 @@
 
 use crate::api::{Install, InstallContent, Prepare, Prepared, Update};
 use crate::class::{BLOCK, CHUNK_MAX, SlotId, blocks_of, class_for};
-use crate::crc;
+use crate::crc::{self, Changed};
 use crate::error::{EngineError, Result};
+use crate::index::valid_bytes;
 use crate::inner::{Inner, add};
 use crate::log::Part;
-use crate::plan::{Change, Place, Plan, merge, place, plan};
+use crate::plan::{Change, Place, Plan, place, plan};
 use crate::record::{Content, Entry, Extent, Record, Run, WRITERS_MAX};
 use ember_rt::disk::Priority;
 use ember_rt::{Buf, SharedBuf};
@@ -37,8 +38,6 @@ struct Built {
 /// Where the fresh bytes went.
 #[derive(Default)]
 struct Placed {
-    /// New ones, sorted.
-    extents: Vec<Extent>,
     runs: Vec<Run>,
     taken: Vec<SlotId>,
     /// Small writes go on beside that of the record.
@@ -143,13 +142,12 @@ impl Inner {
         writers.extend(request.writer.map(|tag| WriterRecord { tag, version, length, status }));
         check_writers(chunk, writers.len())?;
         let (content, placed) = self.place(&entry, built, request.priority).await?;
-        let Placed { runs, taken, parts, extents } = placed;
+        let Placed { runs, taken, parts } = placed;
         let record = if whole {
             entry.pending = Some(Box::new(content));
             Record::Put { chunk, entry, runs, writers }
         } else {
-            let pending = Content { extents: extents.into(), ..content };
-            Record::Update { chunk, base: request.base, pending, runs, writers }
+            Record::Update { chunk, base: request.base, pending: content, runs, writers }
         };
         add(&self.counters.updates, 1);
         self.apply_durably(vec![record], Some(guard), (taken, parts)).await?;
@@ -201,7 +199,7 @@ impl Inner {
         Ok(Built {
             content: Content { length, checksum, ..Content::default() },
             fresh: if length == 0 { Vec::new() } else { vec![fresh] },
-            plan: Plan { length, kept, dirty },
+            plan: Plan { length, kept, dirty, grows: false },
         })
     }
 
@@ -219,12 +217,48 @@ impl Inner {
         }
         let mut content =
             Content { length: plan.length, extents: plan.kept.clone().into(), ..Content::default() };
-        let mut sums = self.sums_of(&content, old, priority).await?;
-        for part in &fresh {
-            sums[part.from as usize..part.to as usize].copy_from_slice(&part.sums);
-        }
-        content.checksum = crc::combine(&sums, plan.length);
+        content.checksum = self.checksum(&content, old, &fresh, priority).await?;
         Ok(Built { content, fresh, plan })
+    }
+
+    /// The checksum of `content`, which is `old` with fresh blocks and perhaps another length.
+    async fn checksum(
+        self: &Rc<Self>,
+        content: &Content,
+        old: &Content,
+        fresh: &[Fresh],
+        priority: Priority,
+    ) -> Result<u32> {
+        let (length, blocks) = (content.length, blocks_of(content.length));
+        if let [part] = fresh
+            && (part.from, part.to) == (0, blocks)
+        {
+            return Ok(crc::combine(&part.sums, length));
+        }
+        if length < old.length {
+            let mut sums = self.sums_of(content, (0, blocks), old, priority).await?;
+            for part in fresh {
+                sums[part.from as usize..part.to as usize].copy_from_slice(&part.sums);
+            }
+            return Ok(crc::combine(&sums, length));
+        }
+        let old_blocks = blocks_of(old.length);
+        let mut parts = Vec::with_capacity(fresh.len());
+        for &Fresh { from, to, ref sums, .. } in fresh {
+            let known = (from.min(old_blocks), to.min(old_blocks));
+            let mut before = self.sums_of(old, known, old, priority).await?;
+            if let Some(last) = before.last_mut() {
+                *last = crc::extend(
+                    *last,
+                    valid_bytes(old.length, known.1 - 1),
+                    valid_bytes(length, known.1 - 1),
+                );
+            }
+            let zeros = (from.max(old_blocks)..to).map(|block| crc::zeros(valid_bytes(length, block)));
+            before.extend(zeros);
+            parts.push(Changed { from, before, after: sums.clone() });
+        }
+        Ok(crc::change(crc::extend(old.checksum, old.length, length), length, &parts))
     }
 
     /// The new bytes of blocks `[from, to)`: the payload's, and around them the old ones, verified (R14).
@@ -273,11 +307,12 @@ impl Inner {
         Ok(Fresh { from, to, data: buf.into(), sums })
     }
 
-    /// Chooses places for the fresh bytes and writes them, or starts to.
+    /// Chooses places for the fresh bytes and writes them, or starts to. The content that it returns has the new
+    /// extents alone.
     async fn place(&self, old: &Entry, built: Built, priority: Priority) -> Result<(Content, Placed)> {
         let Built { mut content, fresh, plan } = built;
         let mut placed = Placed::default();
-        let mut writes = Vec::new();
+        let (mut extents, mut writes) = (Vec::new(), Vec::new());
         for part in fresh {
             let place = place(&plan, (part.from, part.to), |at| {
                 // Behind a failed write nothing is appended: its highest block is unknown.
@@ -298,7 +333,7 @@ impl Inner {
             };
             let last = part.to * BLOCK;
             let tail = BLOCK - last.saturating_sub(content.length).min(BLOCK - 1);
-            placed.extents.push(Extent::new(part.from, part.to - part.from, at, block));
+            extents.push(Extent::new(part.from, part.to - part.from, at, block));
             placed.runs.push(Run { at, block, tail, sums: part.sums });
             writes.push((at, block, part.data));
         }
@@ -311,7 +346,7 @@ impl Inner {
         if bytes > BESIDE_RECORD_MAX || priority != Priority::Foreground {
             self.end_writes(std::mem::take(&mut placed.parts)).await?;
         }
-        content.extents = merge([&content.extents, &placed.extents[..]].concat());
+        content.extents = extents.into();
         Ok((content, placed))
     }
 
@@ -472,7 +507,8 @@ impl Built {
     /// The same bytes under another version.
     fn unchanged(old: &Content) -> Self {
         let content = Content { version: ChunkVersion::NONE, ..old.clone() };
-        let plan = Plan { length: old.length, kept: old.extents.to_vec(), dirty: Vec::new() };
+        let kept = old.extents.to_vec();
+        let plan = Plan { length: old.length, kept, dirty: Vec::new(), grows: false };
         Self { content, fresh: Vec::new(), plan }
     }
 }
