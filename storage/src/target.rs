@@ -321,15 +321,24 @@ impl Target {
     /// Prepares an update; a base with bad bytes is repaired first, while the update holds the chunk's place
     /// (R14).
     async fn prepare(self: &Rc<Self>, request: Prepare) -> Result<Prepared, EngineError> {
-        match self.engine.prepare(request.clone()).await {
+        match self.prepare_once(request.clone()).await {
             Err(error) if error.is_bad_bytes() => {
                 let (chunk, base) = (request.chunk, request.base);
                 tracing::warn!(target = %self.id, %chunk, %error, "bad bytes in the base of an update");
                 self.repair(chunk, base).await;
-                self.engine.prepare(request).await
+                self.prepare_once(request).await
             }
             other => other,
         }
+    }
+
+    /// The head hears what the update makes before it is durable, and forwards it meanwhile.
+    async fn prepare_once(self: &Rc<Self>, request: Prepare) -> Result<Prepared, EngineError> {
+        let (target, chunk) = (self.clone(), request.chunk);
+        let built = move |Prepared { version, length, checksum }| {
+            target.input(Input::Built { chunk, version, length, checksum });
+        };
+        self.engine.prepare_telling(request, built).await
     }
 
     /// Starts work and tells the replica its result.

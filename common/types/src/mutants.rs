@@ -102,6 +102,8 @@ pub const ALL: &[Mutant] = planted! {
         ("ember-engine::rules" "r05_a_late_create_does_not_resurrect_a_removed_chunk")
     r06_tail_ignores_syncing "the tail commits before its syncing successor holds the version"
         simulator
+    r06_commit_before_all_hold_it "the tail commits what a replica before it has not stored yet"
+        simulator
     r06_read_answers_pending "a replica answers a read with its pending version instead of asking the tail"
         simulator
     r06_new_tail_unconfirmed "a new tail answers before its predecessor has confirmed the chain version"
@@ -168,6 +170,8 @@ pub const ALL: &[Mutant] = planted! {
         ("ember-mgmtd" "state::tests::r12_a_session_ends_after_its_time_and_stays_ended")
     r13_abort_forgets_locally "the head drops a refused update without telling its successors"
         simulator
+    r13_failed_store_forgets_its_forward "an update that the own store refuses is forgotten, though successors have it"
+        ("ember-craq::early" "r13_what_the_own_store_refuses_is_withdrawn_behind")
     r13_silence_aborts "the head aborts an update for want of its successor's answer"
         ("ember-craq::rules" "r13_silence_is_reported_and_never_aborts")
     r13_syncing_target_refuses "a target that is being brought up to date and has no room refuses an update for all"
