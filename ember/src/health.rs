@@ -11,10 +11,14 @@ const FREE_WARN_PERCENT: u64 = 10;
 /// Share of a disk below which free space is an error, in percent.
 const FREE_ERR_PERCENT: u64 = 3;
 
-/// How the trouble of a target begins whose disk is too full for what it lacks.
-const NO_SPACE: &str = "no space";
-/// What the trouble of a target says whose disk doesn't answer.
-const HANGS: &str = " hangs: ";
+/// What helps a target whose trouble says so; it comes back by itself then.
+const REMEDIES: [(&str, &str); 5] = [
+    ("no space", "delete files, or give the disk more room: it is brought up to date then"),
+    (" hangs: ", "it comes back by itself when the disk answers; if it doesn't, replace the disk"),
+    ("No space left on device", "give the disk room: it comes back by itself"),
+    ("Read-only file system", "make its file system writable: it comes back by itself"),
+    (" is in use by ", "stop the other process: it comes back by itself"),
+];
 
 /// How bad it is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -157,22 +161,48 @@ fn chains(status: &ClusterStatus, local: &Local) -> Vec<Check> {
 
 fn targets(status: &ClusterStatus, local: &Local) -> Vec<Check> {
     let troubled = status.targets.iter().filter(|target| !target.trouble.is_empty());
-    let remedy = |target: &TargetStatus| match &target.trouble {
-        text if text.starts_with(NO_SPACE) => {
-            "delete files, or give the disk more room: it is brought up to date then".to_owned()
-        }
-        text if text.contains(HANGS) => {
-            "it comes back by itself when the disk answers; if it doesn't, replace the disk".to_owned()
-        }
-        _ => {
-            let (id, data) = (target.id, &local.data);
-            format!("`ember target replace {id} --data {data}` fills it anew from its replicas")
-        }
+    let remedy = |target: &TargetStatus| {
+        let known = REMEDIES.iter().find(|(says, _)| target.trouble.contains(says));
+        let (id, data) = (target.id, &local.data);
+        let replace = || format!("`ember target replace {id} --data {data}` fills it anew from its replicas");
+        known.map_or_else(replace, |(_, remedy)| (*remedy).to_owned())
     };
     troubled
         .map(|t| check("targets", Level::Warn, format!("target {}: {}", t.id, t.trouble), remedy(t)))
         .chain(resyncs(status))
+        .chain(damage(&status.targets, &status.chains, local))
         .collect()
+}
+
+/// What the last scrub of each target found damaged and could not repair. Where the others of the chain serve, they
+/// don't have it either.
+fn damage(targets: &[TargetStatus], chains: &[Chain], local: &Local) -> Vec<Check> {
+    let left = |target: &TargetStatus| {
+        let scrub = target.scrub.as_ref()?;
+        Some(scrub.last_found.saturating_sub(scrub.last_repaired)).filter(|left| *left > 0)
+    };
+    let thin = |target: &TargetStatus| {
+        let chain = chains.iter().find(|chain| chain.member(target.id).is_some());
+        chain.is_some_and(|chain| chain.serving().count() < chain.targets.len())
+    };
+    let row = |(target, left): (&TargetStatus, u64)| {
+        let (id, data) = (target.id, &local.data);
+        let again = format!("`ember target scrub {id} --wait --data {data}` looks again");
+        let (level, remedy) = match thin(target) {
+            true => (Level::Warn, format!("when its chain has all its replicas, {again}")),
+            false => {
+                let names = format!("{}/logs names the chunks", local.data);
+                (
+                    Level::Err,
+                    format!("no replica has them: {names}; restore or delete their files, then {again}"),
+                )
+            }
+        };
+        let text =
+            format!("target {id}: {left} damaged chunks or files that its last scrub could not repair");
+        check("damage", level, text, remedy)
+    };
+    targets.iter().filter_map(|target| Some((target, left(target)?))).map(row).collect()
 }
 
 /// One row for everything that is being brought up to date: how far, how fast, how long still.
@@ -205,7 +235,10 @@ fn space(status: &ClusterStatus) -> Vec<Check> {
         checks.push(check("space", level, text, "delete files, or give the disk more room"));
     }
     if checks.is_empty() {
-        checks.push(check("space", Level::Ok, "every disk has room", ""));
+        // Of a disk whose targets are not open nothing is known.
+        let unknown = status.targets.iter().any(|t| t.capacity_bytes == 0);
+        let text = if unknown { "every disk that is in use has room" } else { "every disk has room" };
+        checks.push(check("space", Level::Ok, text, ""));
     }
     checks
 }
@@ -239,6 +272,7 @@ fn supervision(local: &Local) -> Vec<Check> {
 mod tests {
     use super::*;
     use ember_types::{ChainId, ChainTarget, ChainVersion, Generation, TargetId};
+    use ember_wire::mgmtd::ScrubProgress;
 
     fn chain(states: &[PublicState]) -> Chain {
         let member = |(i, &state): (usize, &PublicState)| ChainTarget {
@@ -273,6 +307,37 @@ mod tests {
         let checks = unreachable("refused", &local);
         assert_eq!(checks[0].level, Level::Err);
         assert!(checks[0].remedy.contains("ember up --data /d"));
+    }
+
+    #[test]
+    fn damage_that_is_left_is_named_and_an_error_where_nobody_else_can_have_it() {
+        use PublicState::{Offline, Serving};
+        let local =
+            Local { supervisor: true, running: 4, stopped: vec![], dead_mounts: vec![], data: "/d".into() };
+        let rows = |states: &[PublicState], last_found, last_repaired| {
+            let target = TargetStatus {
+                id: TargetId(1),
+                node: ember_types::NodeId(101),
+                disk: 0,
+                generation: Generation(1),
+                public: Serving,
+                local: ember_types::LocalState::UpToDate,
+                used_bytes: 0,
+                free_bytes: 0,
+                sync: None,
+                trouble: String::new(),
+                capacity_bytes: 0,
+                scrub: Some(ScrubProgress { last_found, last_repaired, ..ScrubProgress::default() }),
+            };
+            damage(&[target], &[chain(states)], &local)
+        };
+        assert_eq!(rows(&[Serving, Serving], 3, 3), []);
+        let [found] = &rows(&[Serving, Serving], 5, 2)[..] else { panic!("one row") };
+        assert_eq!(found.level, Level::Err);
+        assert!(found.text.contains("target 1: 3 damaged"), "{}", found.text);
+        assert!(found.remedy.contains("ember target scrub 1 --wait --data /d"), "{}", found.remedy);
+        let [found] = &rows(&[Serving, Offline], 1, 0)[..] else { panic!("one row") };
+        assert_eq!(found.level, Level::Warn);
     }
 
     #[test]

@@ -134,6 +134,7 @@ pub(crate) fn forward_of(request: &ForwardRequest, bytes: usize) -> Option<craq:
         },
         tag: request.tag,
         writers: request.writers.clone(),
+        early: request.early,
     })
 }
 

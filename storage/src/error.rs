@@ -11,6 +11,12 @@ pub enum StorageError {
         /// Why not.
         what: String,
     },
+    /// Another process serves one of its targets.
+    #[error("{what}")]
+    InUse {
+        /// Which one, and who.
+        what: String,
+    },
     /// A setting makes no sense.
     #[error("setting `{name}` of the storage service: {what}")]
     Config {

@@ -182,6 +182,7 @@ impl Node {
             generation,
             trouble,
             wants_replacement: false,
+            in_use: false,
             retry_at: now + pause,
             queue: Some(target.queue.clone()),
         };

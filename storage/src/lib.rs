@@ -15,6 +15,7 @@ mod config;
 mod convert;
 mod error;
 mod health;
+mod known;
 mod late;
 mod node;
 mod pace;

@@ -383,7 +383,7 @@ pub async fn run(
     }
     rt.spawn("watch disks", health::watch(Rc::downgrade(&node)));
     // Everything that is here is opened before the first word to mgmtd, so that nothing is taken for missing.
-    node.open_all().await;
+    node.open_all().await?;
     let word = Rc::new(Word(node.clone()));
     let agent = NodeAgent::start(&rt, routing, identity, word, shutdown.clone());
     let _ = context.agent.set(agent);

@@ -6,7 +6,7 @@
 //! a resync gets in any case. Without foreground there is no limit. Now and then resyncs pause for a moment, so
 //! that the yardstick stays true while the load changes.
 
-use ember_types::Instant;
+use ember_types::{Instant, mutant};
 use std::time::Duration;
 
 /// What is judged together at least, in time.
@@ -157,7 +157,8 @@ impl Pace {
     /// A message of a resync sets out, or arrives.
     pub(crate) fn begin(&mut self, now: Instant, bytes: usize) {
         self.roll(now);
-        if self.under_way == 0 && self.limit.is_none() && self.has_foreground(now) {
+        let beside = self.has_foreground(now) && !mutant!(r11_resync_begins_at_full_speed);
+        if self.under_way == 0 && self.limit.is_none() && beside {
             self.limit = Some(BEGIN);
             self.judged(now);
         }
@@ -182,7 +183,8 @@ impl Pace {
     pub(crate) fn pause(&mut self, now: Instant) -> Option<Instant> {
         self.roll(now);
         let old = |at: Option<Instant>| at.is_none_or(|at| now.since(at) >= STALE);
-        if self.has_foreground(now) && old(self.measured) && old(self.paused) {
+        let due = old(self.measured) && old(self.paused) && !mutant!(r11_yardstick_grows_old);
+        if self.has_foreground(now) && due {
             self.paused = Some(now);
             self.pause_until = now + PROBE;
         }
@@ -228,7 +230,7 @@ impl Pace {
         if self.requests < JUDGE_MIN && (over < JUDGE_MAX || self.requests == 0) {
             return;
         }
-        if self.slow * SLOW_SHARE > self.requests {
+        if self.slow * SLOW_SHARE > self.requests && !mutant!(r11_pace_ignores_slow_requests) {
             self.limit = Some((limit / 4 * 3).max(FLOOR));
         } else if self.moved as f64 >= limit as f64 * over.as_secs_f64() / 2.0 {
             // What isn't used isn't raised: it says nothing of what the foreground would bear.

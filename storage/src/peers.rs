@@ -13,14 +13,15 @@ use ember_types::{
     ChainTarget, ChainVersion, ChunkId, ChunkVersion, PublicState, Status, TargetId, WriterRecord,
     block_checksums,
 };
+use ember_wire::handshake::EARLY_FORWARDS;
 use ember_wire::method::{
-    AbortChunk, ConfirmChain, ForwardChunk, ListChunks, NoteInUse, QueryVersion, ReadReplica,
+    AbortChunk, ConfirmChain, DurableChunk, ForwardChunk, ListChunks, NoteInUse, QueryVersion, ReadReplica,
     ReportUnresponsive, Rpc, SyncChunk,
 };
 use ember_wire::mgmtd::{NoteInUseRequest, UnresponsiveRequest};
 use ember_wire::storage::{
-    AbortRequest, ChunkSummary, ConfirmChainRequest, ForwardRequest, ListRequest, ReadReplicaRequest,
-    SyncRequest, VersionQuery,
+    AbortRequest, ChunkSummary, ConfirmChainRequest, DurableRequest, ForwardRequest, ListRequest,
+    ReadReplicaRequest, SyncRequest, VersionQuery,
 };
 use std::rc::Rc;
 use std::time::Duration;
@@ -72,9 +73,18 @@ impl Target {
                     checksums,
                     writers: forward.writers,
                     epoch,
+                    early: forward.early,
                 };
+                if forward.early && !self.takes_early(to).await {
+                    return Some(Answer::Unreadable);
+                }
                 let answer = self.call::<ForwardChunk>(to, &request, data, 0).await?.0;
                 Some(reply(answer.status, answer.version, answer.chain_version))
+            }
+            Message::Durable { epoch, chunk, version } => {
+                let request = DurableRequest { to: to_wire(to), chunk, version, epoch };
+                let answer = self.call::<DurableChunk>(to, &request, none, 0).await?.0;
+                Some(reply(answer.status, ChunkVersion::NONE, answer.chain_version))
             }
             Message::Abort { epoch, chunk, version } => {
                 let request = AbortRequest { to: to_wire(to), chunk, version, epoch };
@@ -170,6 +180,19 @@ impl Target {
         self.engine.failure().is_none() && state.is_some_and(|committed| committed.version == version)
     }
 
+    fn addresses(&self, to: &Address) -> Option<Vec<Addr>> {
+        let view = self.node.routing.view();
+        Some(view.node_of(to.target)?.addresses.iter().filter_map(|addr| addr.parse().ok()).collect())
+    }
+
+    /// Whether the peer is known to understand early forwards; an older release doesn't.
+    async fn takes_early(&self, to: &Address) -> bool {
+        let until = self.node.rt.now() + Duration::from_millis(self.node.config.forward_timeout_ms);
+        let Some(addrs) = self.addresses(to) else { return false };
+        let connection = self.node.pool.get_any(&addrs, until).await;
+        connection.is_ok_and(|connection| connection.features() & EARLY_FORWARDS != 0)
+    }
+
     /// One request to another replica. `None`: no answer.
     async fn call<R: Rpc>(
         &self,
@@ -191,8 +214,7 @@ impl Target {
         extra: Duration,
     ) -> Option<(R::Response, SharedBuf)> {
         let view = self.node.routing.view();
-        let node = view.node_of(to.target)?;
-        let addrs: Vec<Addr> = node.addresses.iter().filter_map(|addr| addr.parse().ok()).collect();
+        let addrs = self.addresses(to)?;
         let until = self.node.rt.now() + Duration::from_millis(self.node.config.forward_timeout_ms) + extra;
         let chain = view.chains.get(&to.chain);
         let position = chain.and_then(|c| c.targets.iter().position(|t| t.target == to.target)).unwrap_or(0);

@@ -54,6 +54,7 @@ impl Node {
             Method::ReadChunk => self.read_chunk(peer, request).await,
             Method::UpdateChunk => self.update_chunk(peer, request).await,
             Method::ForwardChunk => self.forward_chunk(peer, request).await,
+            Method::DurableChunk => self.durable_chunk(peer, &request).await,
             Method::AbortChunk => self.abort_chunk(peer, &request).await,
             Method::QueryVersion => self.query_version(peer, &request).await,
             Method::ConfirmChain => self.confirm_chain(peer, &request).await,
@@ -213,6 +214,28 @@ impl Node {
         });
         let (status, version) = reply_of(asked.await);
         answer(status, version, target.replica().chain_version())
+    }
+
+    async fn durable_chunk(&self, peer: &Peer, request: &Request) -> Answered {
+        nodes_only(peer)?;
+        let durable = request.decode::<rpc::DurableChunk>()?;
+        let answer = |status, chain_version| {
+            Ok(Response::ok::<rpc::DurableChunk>(&wire::DurableResponse { status, chain_version }))
+        };
+        let Some(target) = self.target(durable.to.target) else {
+            return answer(Status::StaleRouting, ChainVersion(0));
+        };
+        let (to, epoch) = (to_craq(&durable.to), durable.epoch);
+        let (chunk, version) = (durable.chunk, durable.version);
+        let asked = target.ask(SharedBuf::default(), Vec::new(), |token| Input::Durable {
+            token,
+            to,
+            epoch,
+            chunk,
+            version,
+        });
+        let (status, _) = reply_of(asked.await);
+        answer(status, target.replica().chain_version())
     }
 
     async fn abort_chunk(&self, peer: &Peer, request: &Request) -> Answered {

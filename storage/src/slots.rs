@@ -4,6 +4,7 @@
 //! A target's directory is named after its generation (`t-ID-gN`), so that the content of an earlier one stays
 //! where it is and is never taken for the valid one.
 
+use crate::error::StorageError;
 use crate::node::Node;
 use crate::target::Target;
 use ember_engine::{Durability, Engine, EngineConfig, EngineError, Identity};
@@ -27,6 +28,8 @@ pub(crate) enum Slot {
         trouble: String,
         /// Whether a new generation would help: its content is damaged, other replicas may have it.
         wants_replacement: bool,
+        /// Whether another process has its lock.
+        in_use: bool,
         /// When it is tried again: a disk may be mounted late, or made writable.
         retry_at: Instant,
         /// The disk as this target had it: something may still be in flight.
@@ -70,13 +73,20 @@ impl Node {
         }
     }
 
-    /// Opens every target that routing places here, all at once.
-    pub(crate) async fn open_all(self: &Rc<Self>) {
+    /// Opens every target that routing places here, all at once. An error says that another process serves one of
+    /// them: mgmtd takes a registration for the word that the process before it has ended (R1).
+    pub(crate) async fn open_all(self: &Rc<Self>) -> Result<(), StorageError> {
         let assigned = self.assigned();
         for info in &assigned {
             self.slots.borrow_mut().insert(info.id, Slot::Opening);
         }
         join_all(assigned.into_iter().map(|info| self.clone().open(info, None))).await;
+        let slots = self.slots.borrow();
+        let in_use = slots.values().find_map(|slot| match slot {
+            Slot::Broken { trouble, in_use: true, .. } => Some(StorageError::InUse { what: trouble.clone() }),
+            _ => None,
+        });
+        in_use.map_or(Ok(()), Err)
     }
 
     /// Does what routing says of one target, if anything is to be done.
@@ -140,31 +150,37 @@ impl Node {
 
     async fn try_open(self: &Rc<Self>, info: &TargetInfo) -> Result<Rc<Target>, Slot> {
         let disk = self.disks.get(info.disk as usize).map(DiskQueue::for_user);
+        let path = self.context.config.disks.get(info.disk as usize).cloned().unwrap_or_default();
         let broken = |trouble: String, wants_replacement| Slot::Broken {
             generation: info.generation,
             trouble,
             wants_replacement,
+            in_use: false,
             retry_at: self.context.rt.now() + RETRY,
             queue: disk.clone(),
         };
         let Some(queue) = &disk else {
             return Err(broken(format!("disk {} is not in this node's configuration", info.disk), false));
         };
+        let failed = |error: EngineError| Slot::Broken {
+            generation: info.generation,
+            trouble: format!("{path}: {error}"),
+            wants_replacement: is_damage(&error),
+            in_use: error.is_in_use(),
+            retry_at: self.context.rt.now() + RETRY,
+            queue: Some(queue.clone()),
+        };
         let rt = &self.context.rt;
         let dir = dir_of(info.id, info.generation);
         let identity = Identity { cluster: self.cluster, target: info.id, generation: info.generation };
-        let exists = Engine::exists(queue, &dir).map_err(|error| broken(error.to_string(), false))?;
+        let exists = Engine::exists(queue, &dir).map_err(failed)?;
         let engine = if exists {
             let wanted = (self.cluster, info.id);
-            match Engine::open(rt, queue, &dir, wanted, self.engine_config()).await {
-                Ok((engine, recovery)) => {
-                    tracing::info!(target = %info.id, chunks = engine.len(), ?recovery, "opened");
-                    engine
-                }
-                Err(error) => return Err(broken(error.to_string(), is_damage(&error))),
-            }
+            let opened = Engine::open(rt, queue, &dir, wanted, self.engine_config()).await;
+            let (engine, recovery) = opened.map_err(failed)?;
+            tracing::info!(target = %info.id, chunks = engine.len(), ?recovery, "opened");
+            engine
         } else if info.created {
-            let path = self.context.config.disks.get(info.disk as usize).cloned().unwrap_or_default();
             return Err(broken(
                 format!(
                     "{path}/{dir} is missing or empty: is the disk mounted? `ember target replace {}` fills it anew",
@@ -173,9 +189,7 @@ impl Node {
                 false,
             ));
         } else {
-            Engine::create(rt, queue, &dir, &identity, self.engine_config())
-                .await
-                .map_err(|error| broken(error.to_string(), false))?
+            Engine::create(rt, queue, &dir, &identity, self.engine_config()).await.map_err(failed)?
         };
         if engine.identity().generation != info.generation {
             let found = engine.identity().generation;

@@ -2,6 +2,7 @@
 //! here; when it has ended, the replica is told. All of it on one reactor, so nothing is ever half told.
 
 use crate::convert::{chunk_state, failure_of, update_of};
+use crate::known::Known;
 use crate::node::NodeContext;
 use crate::pace::Kind;
 use crate::resync::Resync;
@@ -65,16 +66,6 @@ pub(crate) struct Target {
     pub(crate) repairs: Cell<u64>,
 }
 
-/// Whether mgmtd knows that a target has been opened.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Known {
-    No,
-    /// A heartbeat says so.
-    Reported,
-    /// That heartbeat was answered, or a later one.
-    Heard,
-}
-
 /// The engine's memory, as the replica wants it.
 struct EngineView<'a>(&'a Engine);
 
@@ -110,7 +101,7 @@ impl Target {
             replica: RefCell::new(replica),
             waiting: RefCell::default(),
             next_token: Cell::new(1),
-            known: Cell::new(Known::No),
+            known: Cell::default(),
             told_lease: Cell::default(),
             held: Cell::default(),
             told_space: Cell::default(),
@@ -141,16 +132,11 @@ impl Target {
 
     /// A heartbeat reports it.
     pub(crate) fn note_reported(&self) {
-        if self.known.get() == Known::No {
-            self.known.set(Known::Reported);
-        }
+        self.known.set(self.known.get().reported());
     }
-    /// The heartbeat was answered, and what mgmtd orders was done. Until then no lease counts: mgmtd may be about
-    /// to change the chain because it last heard that the target was offline (R1).
+    /// A heartbeat was answered, and what mgmtd orders was done.
     pub(crate) fn note_heard(&self) {
-        if self.known.get() == Known::Reported {
-            self.known.set(Known::Heard);
-        }
+        self.known.set(self.known.get().answered());
     }
 
     /// Tells the replica what happened and starts what it wants done.
@@ -196,7 +182,7 @@ impl Target {
     }
 
     fn lease_until(&self, replica: &Replica) -> Instant {
-        let held = self.held.get() >= replica.chain_version() || self.known.get() != Known::Heard;
+        let held = self.held.get() >= replica.chain_version() || !self.known.get().lease_counts();
         if held { Instant::default() } else { self.node.lease().until() }
     }
 
@@ -335,15 +321,24 @@ impl Target {
     /// Prepares an update; a base with bad bytes is repaired first, while the update holds the chunk's place
     /// (R14).
     async fn prepare(self: &Rc<Self>, request: Prepare) -> Result<Prepared, EngineError> {
-        match self.engine.prepare(request.clone()).await {
+        match self.prepare_once(request.clone()).await {
             Err(error) if error.is_bad_bytes() => {
                 let (chunk, base) = (request.chunk, request.base);
                 tracing::warn!(target = %self.id, %chunk, %error, "bad bytes in the base of an update");
                 self.repair(chunk, base).await;
-                self.engine.prepare(request).await
+                self.prepare_once(request).await
             }
             other => other,
         }
+    }
+
+    /// The head hears what the update makes before it is durable, and forwards it meanwhile.
+    async fn prepare_once(self: &Rc<Self>, request: Prepare) -> Result<Prepared, EngineError> {
+        let (target, chunk) = (self.clone(), request.chunk);
+        let built = move |Prepared { version, length, checksum }| {
+            target.input(Input::Built { chunk, version, length, checksum });
+        };
+        self.engine.prepare_telling(request, built).await
     }
 
     /// Starts work and tells the replica its result.

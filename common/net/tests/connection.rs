@@ -10,7 +10,7 @@ use ember_rt::net::{Net, Stream};
 use ember_rt::select::{Either, join_all, select};
 use ember_rt::{Addr, Buf, Rt, SharedBuf, watch};
 use ember_types::{ClusterId, NodeId, Status};
-use ember_wire::handshake::{Caller, Challenge, Hello, Welcome};
+use ember_wire::handshake::{Caller, Challenge, FEATURES, Hello, Welcome};
 use ember_wire::header::{FLAG_RESPONSE, Header};
 use ember_wire::method::Method;
 use std::rc::Rc;
@@ -211,7 +211,7 @@ fn neighbouring_protocols_meet_and_distant_ones_are_refused() {
     reactor(async |rt: Rt| {
         let world = world(&rt);
         let welcome = Raw::open(&world).await.hello(|hello| hello.protocol_max = 2).await;
-        assert_eq!((welcome.status, welcome.protocol, welcome.features), (Status::Ok, 1, 0));
+        assert_eq!((welcome.status, welcome.protocol, welcome.features), (Status::Ok, 1, FEATURES));
         let newer = |hello: &mut Hello| (hello.protocol_min, hello.protocol_max) = (2, 3);
         let welcome = Raw::open(&world).await.hello(newer).await;
         assert_eq!(welcome.status, Status::HandshakeRefused);

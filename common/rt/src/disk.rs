@@ -162,7 +162,7 @@ pub trait Disk {
     /// Replaces a small file by a durable rename: after a crash it has the old or the new content.
     fn write_small(&self, name: &str, content: &[u8]) -> io::Result<()>;
     /// Takes the exclusive lock of a directory for as long as this disk is open, if it doesn't have it already;
-    /// an error names the holder's pid if it is known.
+    /// an error of the kind `ResourceBusy` names the holder's pid if it is known.
     fn lock(&self, dir: &str) -> io::Result<()>;
     /// Space of the file system; one that doesn't know its own (ramfs) counts as 1 TiB that is free.
     fn space(&self) -> io::Result<Space>;

@@ -76,6 +76,10 @@ pub const ALL: &[Mutant] = planted! {
         ("ember-chain::rules" "r01_a_serving_target_stays_until_it_cannot_serve")
     r01_lease_while_demoted "a node gets a lease while its target is being taken out"
         ("ember-mgmtd" "state::tests::r01_no_lease_while_a_demotion_is_being_written")
+    r01_reopened_target_has_the_old_lease "a target opened again serves before mgmtd has heard of it"
+        ("ember-storage" "known::tests::r01_no_lease_counts_before_a_heartbeat_that_reports_the_target_was_answered")
+    r01_earlier_heartbeat_counts "the answer to a heartbeat from before a target was opened counts for it"
+        ("ember-storage" "known::tests::r01_no_lease_counts_before_a_heartbeat_that_reports_the_target_was_answered")
     r02_version_from_kv_only "mgmtd ignores a chain version above its own that a target reports"
         simulator
     r02_stale_member_revived "after lost chain versions, members that missed the newest may serve"
@@ -101,6 +105,8 @@ pub const ALL: &[Mutant] = planted! {
     r05_tombstone_kept_short "tombstones go while a late forward may still come"
         ("ember-engine::rules" "r05_a_late_create_does_not_resurrect_a_removed_chunk")
     r06_tail_ignores_syncing "the tail commits before its syncing successor holds the version"
+        simulator
+    r06_commit_before_all_hold_it "the tail commits what a replica before it has not stored yet"
         simulator
     r06_read_answers_pending "a replica answers a read with its pending version instead of asking the tail"
         simulator
@@ -148,6 +154,12 @@ pub const ALL: &[Mutant] = planted! {
         ("ember-craq::rules" "r11_sync_done_is_void_after_a_chain_change")
     r11_sync_done_before_pending "a sync is done before the target holds the pending versions of before"
         ("ember-craq::rules" "r11_a_sync_is_not_done_before_the_target_holds_the_pending_versions_of_before")
+    r11_pace_ignores_slow_requests "a resync goes no slower however slow the clients' requests become"
+        ("ember-storage" "pace::tests::it_grows_while_latency_stays_and_falls_to_the_floor_when_it_does_not")
+    r11_resync_begins_at_full_speed "a resync that begins beside clients has no limit"
+        ("ember-storage" "pace::tests::it_settles_where_the_foreground_begins_to_suffer")
+    r11_yardstick_grows_old "a resync never pauses to measure the clients alone"
+        ("ember-storage" "pace::tests::a_pause_measures_a_foreground_that_came_with_the_resync")
     r12_forget_writers "a repeated write runs again after another write replaced the record"
         simulator
     r12_answer_before_successor "the head answers before its successor's acknowledgement"
@@ -162,6 +174,8 @@ pub const ALL: &[Mutant] = planted! {
         ("ember-mgmtd" "state::tests::r12_a_session_ends_after_its_time_and_stays_ended")
     r13_abort_forgets_locally "the head drops a refused update without telling its successors"
         simulator
+    r13_failed_store_forgets_its_forward "an update that the own store refuses is forgotten, though successors have it"
+        ("ember-craq::early" "r13_what_the_own_store_refuses_is_withdrawn_behind")
     r13_silence_aborts "the head aborts an update for want of its successor's answer"
         ("ember-craq::rules" "r13_silence_is_reported_and_never_aborts")
     r13_syncing_target_refuses "a target that is being brought up to date and has no room refuses an update for all"
@@ -192,6 +206,10 @@ pub const ALL: &[Mutant] = planted! {
         ("ember-engine::rules" "r17_nothing_is_appended_over_bytes_once_written")
     r17_append_behind_failed_write "an append goes where a write has failed"
         ("ember-engine::rules" "r17_nothing_is_appended_behind_a_failed_write")
+    r17_unwritten_space_is_settled "space that was never written counts as written and flushed before"
+        ("ember-engine::flushes" "a_slot_is_settled_by_its_first_write_and_unsettled_when_it_is_given_back")
+    r17_space_given_back_stays_settled "space that was given back counts as written and flushed before"
+        ("ember-engine" "settled::tests::space_that_is_given_back_is_not_settled_by_a_flush_that_goes_on")
     r18_absent_is_hole_anywhere "any replica may answer that a chunk is absent"
         simulator
     r18_expiry_ignored_at_number "the head numbers an update whose capability has ended"

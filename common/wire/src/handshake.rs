@@ -8,8 +8,12 @@ use minicbor::{Decode, Encode};
 pub const PROTOCOL_MIN: u16 = 1;
 /// Newest protocol that this build speaks.
 pub const PROTOCOL_MAX: u16 = 1;
+/// A replica takes forwards that are not durable before it yet, and waits for [`DurableRequest`].
+///
+/// [`DurableRequest`]: crate::storage::DurableRequest
+pub const EARLY_FORWARDS: u64 = 1;
 /// Feature bits that this build understands.
-pub const FEATURES: u64 = 0;
+pub const FEATURES: u64 = EARLY_FORWARDS;
 
 /// Sent by the listener at once.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]

@@ -106,6 +106,8 @@ methods! {
     UpdateChunk = 301, Write, storage::UpdateRequest => storage::UpdateResponse;
     /// Passes an update to the successor; the response is the commit coming back.
     ForwardChunk = 302, Forward, storage::ForwardRequest => storage::ForwardResponse;
+    /// Every replica before the successor holds an update durably that was forwarded early.
+    DurableChunk = 313, Control, storage::DurableRequest => storage::DurableResponse;
     /// Drops a refused update along the chain (R13).
     AbortChunk = 303, Control, storage::AbortRequest => storage::AbortResponse;
     /// Which version of a chunk is committed; sent to the tail (R6).

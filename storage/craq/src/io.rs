@@ -42,6 +42,8 @@ pub struct Forward {
     pub tag: WriterTag,
     /// Records of the chunk's other writers, with a whole chunk (R12).
     pub writers: Vec<WriterRecord>,
+    /// Some replica before the receiver is still storing it: it may be committed after [`Message::Durable`] alone.
+    pub early: bool,
 }
 
 /// State of one chunk, or the end of a comparison (R11).
@@ -74,7 +76,8 @@ pub enum Answer {
     },
     /// No answer: connection lost or deadline passed. The message may still arrive.
     Lost,
-    /// The message was not sent: the stored bytes that belong into it can't be read.
+    /// The message was not sent: the stored bytes that belong into it can't be read, or the peer doesn't know early
+    /// forwards.
     Unreadable,
 }
 
@@ -169,6 +172,19 @@ pub enum Input {
         /// The update.
         forward: Forward,
     },
+    /// Every replica before this one holds an update durably that was forwarded early.
+    Durable {
+        /// Who waits.
+        token: Token,
+        /// To whom.
+        to: Address,
+        /// The sender's epoch.
+        epoch: u32,
+        /// The chunk.
+        chunk: ChunkId,
+        /// The version.
+        version: ChunkVersion,
+    },
     /// The predecessor drops a refused update (R13).
     Abort {
         /// Who waits.
@@ -213,6 +229,17 @@ pub enum Input {
     SyncTurn {
         /// The chunk.
         chunk: ChunkId,
+    },
+    /// What [`Output::Prepare`] of the head makes is known, and not durable yet; need not come.
+    Built {
+        /// The chunk.
+        chunk: ChunkId,
+        /// The version.
+        version: ChunkVersion,
+        /// Length of the chunk under it.
+        length: u32,
+        /// CRC32C of the chunk under it.
+        checksum: u32,
     },
     /// [`Output::Prepare`] is durable.
     Prepared {
@@ -306,6 +333,15 @@ pub enum Message {
         forward: Forward,
         /// Its bytes.
         payload: Payload,
+    },
+    /// To the successor: every replica before it holds durably what was forwarded early.
+    Durable {
+        /// Epoch of this sender.
+        epoch: u32,
+        /// The chunk.
+        chunk: ChunkId,
+        /// The version.
+        version: ChunkVersion,
     },
     /// To the successor.
     Abort {

@@ -395,6 +395,7 @@ fn r12_a_record_that_a_sync_overwrites_is_forgotten() {
         result: Content { version: version(1, 1), removed: false, length: 3, checksum: crc32c(b"abc") },
         tag: tag_of,
         writers: vec![record],
+        early: false,
     };
     let to = target.to();
     target.bytes = b"abc".to_vec();
@@ -428,33 +429,6 @@ fn r13_a_refusal_is_carried_out_behind_before_it_is_told() {
     head.write(2, tag(1, 1), b"abc");
     assert_eq!(head.reply(2), Some(Status::NoSpace));
     head.write(3, tag(1, 2), b"abc");
-    let (_, _, message) = head.sent();
-    assert!(matches!(message, Message::Forward { forward, .. } if forward.result.version.attempt == 1));
-}
-
-#[test]
-fn r14_what_the_head_cannot_read_is_withdrawn_and_its_base_repaired() {
-    let mut head = Lone::new(1, chain(1, &[(1, Serving), (2, Serving)]));
-    head.write(1, tag(1, 1), b"abc");
-    let (id, ..) = head.sent();
-    head.answer(id, Status::Ok, version(1, 1));
-    head.write(2, tag(1, 2), b"x");
-    let (id, ..) = head.sent();
-    head.answer(id, Status::Corrupt, ChunkVersion::NONE);
-    let (id, _, message) = head.sent();
-    assert!(
-        matches!(message, Message::Forward { forward, .. } if forward.change == Change::Whole { length: 3 })
-    );
-    head.feed(Input::Answered { id, answer: Answer::Unreadable });
-    let (id, _, message) = head.sent();
-    assert!(matches!(message, Message::Abort { version: v, .. } if v == version(2, 1)));
-    head.answer(id, Status::Ok, ChunkVersion::NONE);
-    assert!(head.wrote(is_drop));
-    assert_eq!(head.reply(2), Some(Status::Aborted));
-    assert!(head.out.contains(&Output::Repair { chunk: CHUNK, version: version(1, 1) }));
-    // The writer's next try is a new attempt.
-    head.feed(Input::Repaired { chunk: CHUNK });
-    head.write(3, tag(1, 2), b"x");
     let (_, _, message) = head.sent();
     assert!(matches!(message, Message::Forward { forward, .. } if forward.result.version.attempt == 1));
 }
@@ -507,6 +481,7 @@ fn r14_another_result_is_not_committed_and_the_whole_content_heals() {
         result: Content { version: version(2, 1), removed: false, length: 3, checksum: crc32c(b"zbc") },
         tag: tag(9, 2),
         writers: vec![],
+        early: false,
     };
     let to = tail.to();
     tail.bytes = b"z".to_vec();

@@ -290,7 +290,16 @@ impl Engine {
     /// Makes an update durable as the chunk's pending version. A version that is pending or committed here
     /// already is answered again without doing anything (R5). Goes on if the caller goes away.
     pub async fn prepare(&self, request: Prepare) -> Result<Prepared> {
-        self.detached("engine prepare", self.0.clone().prepare(request)).await
+        self.detached("engine prepare", self.0.clone().prepare(request, |_| {})).await
+    }
+    /// The same; `built` hears what the update makes as soon as that is known, before it is durable, unless the
+    /// version is here already. What comes of it may still be an error.
+    pub async fn prepare_telling(
+        &self,
+        request: Prepare,
+        built: impl FnOnce(Prepared) + 'static,
+    ) -> Result<Prepared> {
+        self.detached("engine prepare", self.0.clone().prepare(request, built)).await
     }
     /// The pending version becomes the committed one. It is logged but not flushed: after a crash it may be
     /// pending again (R4). Fine if it is committed already.

@@ -6,6 +6,9 @@ use std::io;
 /// Result of an engine call.
 pub type Result<T, E = EngineError> = std::result::Result<T, E>;
 
+/// What helps where another process has the lock of a target.
+pub(crate) const IN_USE: &str = "stop the other process that serves it";
+
 /// Why the engine refuses or fails.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -32,7 +35,7 @@ pub enum EngineError {
         remedy: &'static str,
     },
     /// The device or file system refused an operation.
-    #[error("{file}: cannot {operation}: {source}")]
+    #[error("cannot {operation} {file}: {source}")]
     Io {
         /// File, relative to the disk's root.
         file: String,
@@ -130,6 +133,11 @@ impl EngineError {
     /// Whether the directory holds another cluster's or another target's content.
     pub fn is_anothers(&self) -> bool {
         matches!(self, Self::Refused { remedy, .. } if *remedy == crate::superblock::OTHERS)
+    }
+
+    /// Whether another process has the lock of the target.
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, Self::Refused { remedy, .. } if *remedy == IN_USE)
     }
 
     /// The status that a remote asker is told.

@@ -1,6 +1,6 @@
 //! The files of one target, with errors that name them.
 
-use crate::error::{EngineError, Result};
+use crate::error::{EngineError, IN_USE, Result};
 use ember_rt::disk::{self, Disk, DiskQueue, FileId, OpenMode, Priority, Space};
 use ember_rt::{Buf, SharedBuf};
 use std::io;
@@ -75,18 +75,15 @@ impl Files {
         Ok(())
     }
     pub(crate) fn lock(&self) -> Result<()> {
-        use io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem, StorageFull};
         self.disk().and_then(|disk| disk.lock(&self.dir)).map_err(|source| match source.kind() {
-            // Nobody has it: it can't be written down.
-            NotFound | PermissionDenied | ReadOnlyFilesystem | StorageFull => {
-                EngineError::Io { file: self.dir.clone(), operation: "take the lock of", source }
-            }
-            _ => EngineError::Refused {
+            io::ErrorKind::ResourceBusy => EngineError::Refused {
                 file: self.dir.clone(),
                 offset: 0,
                 what: format!("cannot take the lock of the target: {source}"),
-                remedy: "stop the other process that serves it",
+                remedy: IN_USE,
             },
+            // Nobody has it: it can't be written down.
+            _ => EngineError::Io { file: self.dir.clone(), operation: "take the lock of", source },
         })
     }
     pub(crate) fn list(&self) -> Result<Vec<String>> {

@@ -7,6 +7,7 @@
 
 use crate::class::{BLOCK, CLASSES, SlotId, slot_bytes};
 use crate::error::Result;
+use ember_types::mutant;
 use std::ops::Range;
 
 /// Questions to the file system about one file after a start; what they don't tell takes flushes once more.
@@ -45,7 +46,7 @@ impl Settled {
     /// Whether the first `end` blocks of a slot are settled.
     pub(crate) fn covers(&self, at: SlotId, end: u32) -> bool {
         let blocks = self.classes[usize::from(at.class)].blocks.get(at.slot as usize);
-        blocks.is_some_and(|&blocks| u32::from(blocks) >= end)
+        blocks.is_some_and(|&blocks| u32::from(blocks) >= end) || mutant!(r17_unwritten_space_is_settled)
     }
     /// Asks which ranges of a class' file, at or behind an offset, were written. They have been flushed.
     pub(crate) fn find(&mut self, class: u8, written: impl Fn(u64) -> Result<Vec<Range<u64>>>) -> Result<()> {
@@ -78,7 +79,9 @@ impl Settled {
     /// The slot's space is given back.
     pub(crate) fn punched(&mut self, at: SlotId) {
         let class = self.class(at.class);
-        if let Some(blocks) = class.blocks.get_mut(at.slot as usize) {
+        if let Some(blocks) = class.blocks.get_mut(at.slot as usize)
+            && !mutant!(r17_space_given_back_stays_settled)
+        {
             *blocks = 0;
         }
         class.written.retain(|span| span.slot != at.slot);

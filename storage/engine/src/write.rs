@@ -120,7 +120,11 @@ impl Inner {
         Ok(None)
     }
 
-    pub(crate) async fn prepare(self: Rc<Self>, request: Prepare) -> Result<Prepared> {
+    pub(crate) async fn prepare(
+        self: Rc<Self>,
+        request: Prepare,
+        built_as: impl FnOnce(Prepared),
+    ) -> Result<Prepared> {
         let chunk = request.chunk;
         let guard = self.lock(chunk).await?;
         let mut entry = self.index.borrow().get(chunk).cloned().unwrap_or_default();
@@ -134,6 +138,7 @@ impl Inner {
         if differs && !mutant!(r14_head_result_ignored) {
             return Err(EngineError::ResultDiffers { chunk, length, checksum });
         }
+        built_as(Prepared { version: request.version, length, checksum });
         let (whole, mut writers) = match request.update {
             Update::Whole { writers, .. } => (true, writers),
             _ => (false, Vec::new()),

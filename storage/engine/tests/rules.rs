@@ -376,7 +376,7 @@ fn another_ones_directory_is_refused() {
         opened.map(|_| ()).unwrap_err()
     };
     let busy = open(IDENTITY.cluster, IDENTITY.target, DIR);
-    assert!(busy.to_string().contains("locked by process 1"), "{busy}");
+    assert!(busy.to_string().contains("locked by process 1") && busy.is_in_use(), "{busy}");
     drop(target.engine);
     let again = world.must(Engine::create(&world.rt, &world.queue(), DIR, &IDENTITY, config()));
     assert!(matches!(again, Err(EngineError::Refused { .. })));
@@ -387,7 +387,7 @@ fn another_ones_directory_is_refused() {
             let opened = Engine::open(&world.rt, &world.queue(), DIR, (cluster, id), config()).await;
             opened.map(|_| ()).unwrap_err()
         });
-        assert!(refused.is_anothers() && !busy.is_anothers(), "{refused}");
+        assert!(refused.is_anothers() && !refused.is_in_use() && !busy.is_anothers(), "{refused}");
         match refused {
             EngineError::Refused { offset: at, remedy, .. } => {
                 assert_eq!((at, remedy.is_empty()), (offset, false))

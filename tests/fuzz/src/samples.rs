@@ -329,6 +329,29 @@ fn space() -> storage::SpaceResponse {
     storage::SpaceResponse { status: Status::Ok, disks: vec![disk] }
 }
 
+fn writer() -> WriterRecord {
+    WriterRecord { tag: tag(), version: version(7), length: 9, status: Status::Ok }
+}
+
+fn forward(chunk: ChunkId) -> storage::ForwardRequest {
+    storage::ForwardRequest {
+        to: address(),
+        from: TargetId(2),
+        chunk,
+        kind: storage::UpdateKind::Whole,
+        chunk_size: 1 << 20,
+        base: version(7),
+        version: version(8),
+        length: 5000,
+        checksum: 1,
+        tag: tag(),
+        checksums: vec![4, 5],
+        writers: vec![writer()],
+        epoch: 1,
+        early: true,
+    }
+}
+
 fn storage_messages() -> Vec<Vec<u8>> {
     let chunk = ChunkId::new(DataId(5), 6);
     let answer = storage::ReadResponse {
@@ -347,22 +370,8 @@ fn storage_messages() -> Vec<Vec<u8>> {
         capability: Capability::NONE,
         checksums: vec![3],
     };
-    let writer = WriterRecord { tag: tag(), version: version(7), length: 9, status: Status::Ok };
-    let forward = storage::ForwardRequest {
-        to: address(),
-        from: TargetId(2),
-        chunk,
-        kind: storage::UpdateKind::Whole,
-        chunk_size: 1 << 20,
-        base: version(7),
-        version: version(8),
-        length: 5000,
-        checksum: 1,
-        tag: tag(),
-        checksums: vec![4, 5],
-        writers: vec![writer],
-        epoch: 1,
-    };
+    let writer = writer();
+    let forward = forward(chunk);
     let state = storage::ChunkSummary {
         chunk,
         committed: version(7),

@@ -44,6 +44,7 @@ fn message(method: Method, response: bool, bytes: &[u8]) {
         Method::ReadChunk => both::<method::ReadChunk>(response, bytes),
         Method::UpdateChunk => both::<method::UpdateChunk>(response, bytes),
         Method::ForwardChunk => both::<method::ForwardChunk>(response, bytes),
+        Method::DurableChunk => both::<method::DurableChunk>(response, bytes),
         Method::AbortChunk => both::<method::AbortChunk>(response, bytes),
         Method::QueryVersion => both::<method::QueryVersion>(response, bytes),
         Method::ConfirmChain => both::<method::ConfirmChain>(response, bytes),

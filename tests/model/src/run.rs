@@ -15,6 +15,7 @@ const NOTHING: Bounds = Bounds {
     crashes: 0,
     expiries: 0,
     reads: 0,
+    refusals: 0,
     late_store: false,
     chunks: &[[0, 1], [0, 0]],
     mutant: None,
@@ -35,6 +36,17 @@ const ONE: &[[usize; CLIENTS]] = &[[0, 1]];
 pub const CRAQ: &[Bounds] = &[
     SMALL,
     Bounds { name: "late store", late_store: true, reads: 1, reaches: &[WRITTEN, ASKED], ..NOTHING },
+    Bounds { name: "refused", late_store: true, refusals: 1, chunks: ONE, reaches: &[], ..NOTHING },
+    Bounds {
+        name: "early",
+        late_store: true,
+        expiries: 1,
+        prompt_notes: true,
+        writers: 1,
+        chunks: ONE,
+        reaches: &[WHOLE],
+        ..NOTHING
+    },
     Bounds { name: "lossy", losses: 1, ticks: 1, tries: 2, reads: 1, reaches: &[WRITTEN, ASKED], ..NOTHING },
     Bounds {
         name: "lease",
@@ -105,7 +117,7 @@ impl fmt::Display for Bounds {
         write!(
             f,
             "{}: {NODES} replicas, {CHUNKS} chunks, {} of {CLIENTS} clients write, sends of a write {}, losses {}, \
-             ticks {}, restarts {}, leases ended {}, reads through the tail {}{}{}",
+             ticks {}, restarts {}, leases ended {}, refusals {}, reads through the tail {}{}{}",
             self.name,
             self.writers,
             self.tries,
@@ -113,6 +125,7 @@ impl fmt::Display for Bounds {
             self.ticks,
             self.crashes,
             self.expiries,
+            self.refusals,
             self.reads,
             if self.late_store { ", slow stores" } else { "" },
             if self.prompt_notes { ", prompt notes" } else { "" }

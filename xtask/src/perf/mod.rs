@@ -32,7 +32,17 @@ const DATA_SET_MIN_GIB: u64 = 4;
 pub(crate) struct PerfArgs {
     #[command(subcommand)]
     part: Option<Part>,
-    /// Folder on the disk to measure; it must have room for ten data sets.
+    #[command(flatten)]
+    extent: Extent,
+    /// Replicas of the cluster.
+    #[arg(long, default_value_t = 3)]
+    replicas: u32,
+}
+
+/// Where, how long and how much: what the measurements against fio have in common.
+#[derive(clap::Args)]
+struct Extent {
+    /// Folder on the disk to measure; it must have room for ten data sets, for the engine alone for three.
     #[arg(long)]
     dir: Option<PathBuf>,
     /// Runs of each row and side.
@@ -44,12 +54,16 @@ pub(crate) struct PerfArgs {
     /// Size of the data set in GiB.
     #[arg(long, default_value_t = DATA_SET_MIN_GIB)]
     gib: u64,
-    /// Replicas of the cluster.
-    #[arg(long, default_value_t = 3)]
-    replicas: u32,
     /// Print only; don't write the page.
     #[arg(long)]
     print_only: bool,
+}
+
+impl Extent {
+    /// The folder to measure in.
+    fn folder(&self) -> PathBuf {
+        self.dir.clone().unwrap_or_else(|| root().join("target/perf"))
+    }
 }
 
 /// A part that is measured alone; without one, the mount and the native client.
@@ -84,7 +98,7 @@ pub(crate) fn run(args: &PerfArgs) -> Result<()> {
     if let Some(reason) = no_fuse().or_else(|| missing_program(&["fio"])) {
         bail!("{reason}; it takes root, /dev/fuse and `apt-get install fio`");
     }
-    let folder = args.dir.clone().unwrap_or_else(|| root().join("target/perf"));
+    let folder = args.extent.folder();
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let folder = std::fs::canonicalize(folder)?;
     let cluster = TestCluster::within(release_binary()?, &folder, "perf")?;
@@ -94,14 +108,14 @@ pub(crate) fn run(args: &PerfArgs) -> Result<()> {
     let bench = sides::Bench {
         cluster: &cluster,
         meter: Meter::new(&folder)?,
-        size: args.gib << 30,
-        seconds: args.seconds,
+        size: args.extent.gib << 30,
+        seconds: args.extent.seconds,
     };
-    println!("writing {} GiB for each side", args.gib);
+    println!("writing {} GiB for each side", args.extent.gib);
     bench.prepare()?;
     let mut lines = Vec::new();
     for (pattern, sides) in rows() {
-        lines.extend(row(&bench, pattern, &sides, args.runs)?);
+        lines.extend(row(&bench, pattern, &sides, args.extent.runs)?);
     }
     println!();
     let table = page::table(&lines);
@@ -109,7 +123,7 @@ pub(crate) fn run(args: &PerfArgs) -> Result<()> {
     for warning in warnings(&lines) {
         println!("!!! {warning}");
     }
-    if !args.print_only && args.gib >= DATA_SET_MIN_GIB {
+    if !args.extent.print_only && args.extent.gib >= DATA_SET_MIN_GIB {
         page::write(&table, args)?;
     }
     Ok(())

@@ -61,7 +61,7 @@ pub(super) fn table(lines: &[Line]) -> String {
 /// Writes `docs/performance/one-machine.md`.
 pub(super) fn write(table: &str, args: &PerfArgs) -> Result<()> {
     let path = root().join("docs/performance/one-machine.md");
-    let folder = args.dir.clone().unwrap_or_else(|| root().join("target/perf"));
+    let folder = args.extent.folder();
     let text = format!(
         "# Speed on one machine\n\n\
          Written by `cargo xtask perf`; figures of other machines and days differ, ratios less so.\n\n\
@@ -80,9 +80,9 @@ pub(super) fn write(table: &str, args: &PerfArgs) -> Result<()> {
         machine::describe(&folder),
         args.replicas,
         args.replicas,
-        args.gib,
-        args.runs,
-        args.seconds,
+        args.extent.gib,
+        args.extent.runs,
+        args.extent.seconds,
     );
     std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
     println!("written to docs/performance/one-machine.md");

@@ -402,6 +402,12 @@ pub struct ForwardRequest {
     pub writers: Vec<WriterRecord>,
     /// Grows when the sender sends again what may still arrive: a lower one is late and refused.
     pub epoch: u32,
+    /// Not every replica before the successor holds it yet: it is committed after [`DurableRequest`] alone. Sent only
+    /// to peers with the feature [`EARLY_FORWARDS`].
+    ///
+    /// [`DurableRequest`]: super::DurableRequest
+    /// [`EARLY_FORWARDS`]: crate::handshake::EARLY_FORWARDS
+    pub early: bool,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -425,6 +431,7 @@ struct FixedForward {
     sequence: U64,
     checksums: U32,
     epoch: U32,
+    early: U32,
 }
 
 impl Body for ForwardRequest {
@@ -449,6 +456,7 @@ impl Body for ForwardRequest {
             sequence: self.tag.sequence.0.into(),
             checksums: (self.checksums.len() as u32).into(),
             epoch: self.epoch.into(),
+            early: u32::from(self.early).into(),
         };
         out.extend_from_slice(fixed.as_bytes());
         put_checksums(&self.checksums, out);
@@ -482,6 +490,7 @@ impl Body for ForwardRequest {
             checksums: checksums(blocks)?,
             writers,
             epoch: fixed.epoch.get(),
+            early: fixed.early.get() != 0,
         })
     }
 }
@@ -514,6 +523,7 @@ mod tests {
             checksums: vec![1, 2, 3],
             writers: vec![WriterRecord { tag, version: version(8), length: 5, status: Status::Ok }],
             epoch: 3,
+            early: true,
         }
     }
 

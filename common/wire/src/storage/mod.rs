@@ -29,6 +29,36 @@ pub struct ForwardResponse {
     pub chain_version: ChainVersion,
 }
 
+/// Every replica before the successor holds an update durably that was forwarded early.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct DurableRequest {
+    /// The successor.
+    #[n(0)]
+    pub to: Address,
+    /// The chunk.
+    #[n(1)]
+    pub chunk: ChunkId,
+    /// The version.
+    #[n(2)]
+    pub version: ChunkVersion,
+    /// As in [`ForwardRequest`].
+    #[n(3)]
+    pub epoch: u32,
+}
+
+/// Answer to [`DurableRequest`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct DurableResponse {
+    /// How it ended.
+    #[n(0)]
+    pub status: Status,
+    /// Version of the chain at the replica.
+    #[n(1)]
+    pub chain_version: ChainVersion,
+}
+
 /// Drops a refused update along the chain (R13).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
 #[cbor(map)]
@@ -393,6 +423,8 @@ pub struct ScrubResponse {
 cbor_body!(
     UpdateResponse,
     ForwardResponse,
+    DurableRequest,
+    DurableResponse,
     AbortRequest,
     AbortResponse,
     VersionQuery,

@@ -60,6 +60,19 @@ pub(super) struct Update {
     /// The successor asked for the whole chunk.
     pub whole: bool,
     pub phase: Phase,
+    /// Whether the store holds it durably as pending.
+    pub held: bool,
+    /// Whether a successor may have got it from here.
+    pub spread: bool,
+    /// Whether the predecessor said, under this chain version, that every replica before this one holds it.
+    pub ahead: bool,
+    /// The forward that was sent while the store was at it, as long as it isn't answered.
+    pub early: Option<SendId>,
+    /// What the successor refused meanwhile.
+    pub refused: Option<Status>,
+    /// Whether the successor was told that every replica before it holds it: with the forward, or by that message.
+    pub told: bool,
+    pub notice: Option<SendId>,
     /// Since when the successor owes an answer under this chain version.
     pub since: Option<Instant>,
     pub retry_at: Option<Instant>,
@@ -75,7 +88,7 @@ pub(super) enum Phase {
     Forwarding(SendId),
     /// Every replica behind holds it; at the tail, something else may be missing.
     Acked,
-    /// The successor refuses it for good: the head will abort.
+    /// It is refused for good, by the successor or by the own store: the head will abort, or send it whole.
     Refused(Status),
     /// The successors drop it. `None`: to be sent again.
     Aborting(Option<SendId>, Status),
@@ -83,6 +96,16 @@ pub(super) enum Phase {
     Dropping(Status),
     /// The store commits it.
     Committing,
+}
+
+impl Phase {
+    /// Why the update is given up.
+    pub(super) fn refusal(self) -> Status {
+        match self {
+            Self::Refused(status) | Self::Aborting(_, status) | Self::Dropping(status) => status,
+            _ => Status::Aborted,
+        }
+    }
 }
 
 impl Update {
@@ -107,6 +130,13 @@ impl Update {
             aborter: None,
             whole: false,
             phase: Phase::Preparing { drop: false },
+            held: false,
+            spread: false,
+            ahead: false,
+            early: None,
+            refused: None,
+            told: false,
+            notice: None,
             since: None,
             retry_at: None,
         }
@@ -158,6 +188,7 @@ impl Active {
             pending.record,
         );
         update.phase = Phase::Held;
+        update.held = true;
         update.writers = state.writers.clone();
         update.writers.push(pending.record);
         Some(Self { state, job: Some(Job::Update(Box::new(update))), queue: VecDeque::new() })

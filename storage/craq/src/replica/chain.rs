@@ -39,6 +39,7 @@ impl Replica {
     fn adopt(&mut self, ctx: &mut Ctx, chain: Chain) {
         self.refuse_queries(ctx, Status::StaleRouting);
         self.sends.clear();
+        self.announced.clear();
         self.role = self.role_in(&chain);
         self.chain = Some(chain);
         self.synced &= mutant!(r11_sync_done_outlives_change);
@@ -155,10 +156,20 @@ impl Active {
                     update.answer(ctx, Status::StaleRouting);
                 }
                 (update.whole, update.since, update.retry_at) = (false, None, None);
+                (update.early, update.refused, update.notice) = (None, None, None);
+                (update.ahead, update.told) = (false, false);
                 let discard =
                     role == Role::Syncing || (mutant!(r04_drop_pending_on_change) && role == Role::Serving);
                 if let Phase::Preparing { drop } = &mut update.phase {
                     *drop |= role == Role::Syncing;
+                } else if !update.in_store() && !update.held {
+                    // Nothing of it is here, but it may be behind: the head withdraws it.
+                    let status = update.phase.refusal();
+                    match role {
+                        Role::Syncing => self.job = None,
+                        _ if head => update.phase = Phase::Aborting(None, status),
+                        _ => update.phase = Phase::Refused(status),
+                    }
                 } else if !update.in_store() {
                     update.phase = Phase::Held;
                     if discard {

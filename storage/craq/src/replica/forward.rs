@@ -16,11 +16,13 @@ impl Replica {
         if !self.ready || self.role != Role::Serving {
             return;
         }
-        let successor = self.successor();
+        let (successor, head, syncing) = (self.successor(), self.is_head(), self.successor_is_syncing());
         let skips = mutant!(r06_tail_ignores_syncing) && self.successor_is_syncing();
         let Some(update) = self.active.get_mut(&chunk).and_then(|a| a.update_mut()) else { return };
         let due = update.retry_at.is_none_or(|at| at <= ctx.now);
+        let ahead = head || update.ahead || mutant!(r06_commit_before_all_hold_it);
         match update.phase {
+            Phase::Held if (successor.is_none() || syncing) && !ahead => {}
             Phase::Held if successor.is_none() || skips => {
                 update.phase = Phase::Acked;
                 self.commit_if_allowed(ctx, chunk);
@@ -30,8 +32,7 @@ impl Replica {
             Phase::Aborting(None, status) if due => {
                 let version = update.result.version;
                 let Some(to) = successor else {
-                    update.phase = Phase::Dropping(status);
-                    return ctx.out.push(Output::Drop { chunk, version });
+                    return self.drop_own(ctx, chunk, status);
                 };
                 update.retry_at = None;
                 let (id, epoch) = (self.new_send(Purpose::Abort(chunk)), self.epoch);
@@ -67,10 +68,22 @@ impl Replica {
         }
     }
 
-    fn send_forward(&mut self, ctx: &mut Ctx, chunk: ChunkId) {
+    /// Those behind have dropped it: now this store does.
+    fn drop_own(&mut self, ctx: &mut Ctx, chunk: ChunkId, status: Status) {
+        let Some(update) = self.active.get_mut(&chunk).and_then(|a| a.update_mut()) else { return };
+        update.spread = false;
+        if update.held {
+            update.phase = Phase::Dropping(status);
+            ctx.out.push(Output::Drop { chunk, version: update.result.version });
+        } else {
+            self.end_dropped(ctx, chunk, status);
+        }
+    }
+
+    pub(super) fn send_forward(&mut self, ctx: &mut Ctx, chunk: ChunkId) {
         let Some(to) = self.successor() else { return };
         let (id, epoch) = (self.new_send(Purpose::Forward(chunk)), self.epoch);
-        let syncing = self.successor_is_syncing();
+        let (head, syncing) = (self.is_head(), self.successor_is_syncing());
         let Some(update) = self.active.get_mut(&chunk).and_then(|a| a.update_mut()) else { return };
         let lost_bytes =
             update.payload.is_none() && matches!(update.change, Change::Write { length: 1.., .. });
@@ -82,8 +95,11 @@ impl Replica {
             Change::Write { length: 1.., .. } => (update.change, payload_of(update.payload, version)),
             other => (other, Payload::Empty),
         };
+        let storing = matches!(update.phase, Phase::Preparing { .. });
+        let early = storing || !(head || update.ahead);
         let forward = Forward {
             chunk,
+            early,
             change,
             chunk_size: update.chunk_size,
             base: update.base,
@@ -91,15 +107,24 @@ impl Replica {
             tag: update.record.tag,
             writers: if change.replaces_all() { update.writers.clone() } else { Vec::new() },
         };
-        update.phase = Phase::Forwarding(id);
-        update.since.get_or_insert(ctx.now);
-        update.retry_at = None;
+        (update.spread, update.told, update.notice, update.retry_at) = (true, !early, None, None);
+        match storing {
+            true => update.early = Some(id),
+            false => update.phase = Phase::Forwarding(id),
+        }
+        if !early {
+            // Before it is told that all is durable, it can't answer.
+            update.since.get_or_insert(ctx.now);
+        }
         ctx.out.push(Output::Send { id, to, message: Message::Forward { epoch, forward, payload } });
     }
 
     pub(super) fn on_forward_answer(&mut self, ctx: &mut Ctx, chunk: ChunkId, id: SendId, answer: Answer) {
         let (syncing, head, mut in_use) = (self.successor_is_syncing(), self.is_head(), false);
         let Some(update) = self.active.get_mut(&chunk).and_then(|a| a.update_mut()) else { return };
+        if update.early == Some(id) {
+            return self.on_early_answer(ctx, chunk, answer);
+        }
         if update.phase != Phase::Forwarding(id) {
             return;
         }
@@ -167,7 +192,7 @@ impl Replica {
 
     /// The successor refuses an update for good (R13). One that was numbered under this very chain version
     /// can't have been committed by anybody: the head aborts it. An older one may have been: it stays.
-    fn on_refused(&mut self, ctx: &mut Ctx, chunk: ChunkId, status: Status) {
+    pub(super) fn on_refused(&mut self, ctx: &mut Ctx, chunk: ChunkId, status: Status) {
         let (head, current) = (self.is_head(), self.chain_version());
         let Some(update) = self.active.get_mut(&chunk).and_then(|a| a.update_mut()) else { return };
         if update.result.version.chain_version != current {
@@ -177,6 +202,7 @@ impl Replica {
         if head {
             update.phase = Phase::Aborting(None, status);
             if mutant!(r13_abort_forgets_locally) {
+                update.spread = false;
                 update.phase = Phase::Dropping(status);
                 ctx.out.push(Output::Drop { chunk, version: update.result.version });
             }
@@ -208,23 +234,16 @@ impl Replica {
         self.confirm(ctx);
         let (chunk, role) = (forward.chunk, self.role);
         let may_tell = role == Role::Syncing || self.in_use();
-        let version = forward.result.version;
+        let (version, early) = (forward.result.version, forward.early);
+        if early && role == Role::Syncing {
+            return ctx.refuse(token, Status::Busy);
+        }
+        if self.take_up(ctx, token, chunk, version, early) {
+            return;
+        }
         let active = self.load(ctx, chunk);
-        match &mut active.job {
-            Some(Job::Update(update)) if same(update.result.version, version) => {
-                if let Some(old) = update.upstream.replace(token) {
-                    ctx.refuse(old, Status::Busy);
-                    if update.payload == Some(old) {
-                        update.payload = None;
-                    }
-                }
-                if let Phase::Refused(status) = update.phase {
-                    update.answer_peer(ctx, status);
-                }
-                return;
-            }
-            Some(_) => return ctx.refuse(token, Status::Busy),
-            None => {}
+        if active.job.is_some() {
+            return ctx.refuse(token, Status::Busy);
         }
         let own = active.state.committed;
         let whole = forward.change.replaces_all();
@@ -256,6 +275,7 @@ impl Replica {
 
     fn prepare_forward(&mut self, ctx: &mut Ctx, token: Token, forward: Forward) {
         let (chunk, result) = (forward.chunk, forward.result);
+        let ahead = !forward.early || self.was_announced(chunk, result.version);
         let record = WriterRecord {
             tag: forward.tag,
             version: result.version,
@@ -271,6 +291,7 @@ impl Replica {
         let writers = self.channels.with(&records, record, chunk);
         let mut update = Update::new(result, base, forward.change, forward.chunk_size, record);
         update.expected = true;
+        update.ahead = ahead;
         update.writers = writers.clone();
         update.payload = Some(token);
         update.upstream = Some(token);
@@ -289,6 +310,7 @@ impl Replica {
             payload,
         });
         self.load(ctx, chunk).job = Some(Job::Update(Box::new(update)));
+        self.send_early(ctx, chunk);
     }
 
     /// A syncing target takes whole contents as committed: nobody reads it before it serves, and nobody
@@ -347,11 +369,12 @@ impl Replica {
             return ctx.refuse(token, status);
         }
         self.confirm(ctx);
+        self.was_announced(chunk, version);
         let active = self.load(ctx, chunk);
         let committed = same(active.state.committed.version, version);
         let status = match active.update_mut().filter(|u| same(u.result.version, version)) {
             None if committed => Status::Conflict,
-            None => Status::Ok,
+            None => return self.pass_abort(ctx, token, chunk, version),
             Some(update) => match update.phase {
                 Phase::Refused(status) => {
                     update.phase = Phase::Aborting(None, status);
@@ -365,6 +388,15 @@ impl Replica {
                     return;
                 }
                 Phase::Acked | Phase::Committing => Status::Conflict,
+                // A predecessor's store has failed, and nobody has been told otherwise.
+                phase @ (Phase::Held | Phase::Forwarding(_)) if !update.ahead => {
+                    update.phase = Phase::Aborting(None, Status::Aborted);
+                    update.aborter = Some(token);
+                    update.retry_at = None;
+                    // The forward may still arrive.
+                    self.epoch += u32::from(matches!(phase, Phase::Forwarding(_)));
+                    return self.step(ctx, chunk);
+                }
                 Phase::Preparing { .. } | Phase::Held | Phase::Forwarding(_) => Status::Busy,
             },
         };
@@ -379,12 +411,9 @@ impl Replica {
             return;
         }
         match answer {
-            Answer::Reply { status: Status::Ok, .. } => {
-                update.phase = Phase::Dropping(status);
-                ctx.out.push(Output::Drop { chunk, version: update.result.version });
-            }
+            Answer::Reply { status: Status::Ok, .. } => return self.drop_own(ctx, chunk, status),
             // It is committed there after all.
-            Answer::Reply { status: Status::Conflict, .. } => update.phase = Phase::Held,
+            Answer::Reply { status: Status::Conflict, .. } if update.held => update.phase = Phase::Held,
             _ => {
                 update.phase = Phase::Aborting(None, status);
                 update.retry_at = Some(ctx.now + RETRY);

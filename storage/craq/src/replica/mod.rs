@@ -2,6 +2,7 @@
 
 mod active;
 mod chain;
+mod early;
 mod forward;
 mod read;
 mod sync;
@@ -97,6 +98,8 @@ pub struct Replica {
     failed: bool,
     channels: Channels,
     active: BTreeMap<ChunkId, Active>,
+    /// What the predecessor said is durable, and has yet to come.
+    announced: BTreeMap<ChunkId, ChunkVersion>,
     sends: BTreeMap<SendId, Purpose>,
     next_send: SendId,
     /// When to ask again for the confirmation and for the note "in use".
@@ -109,6 +112,7 @@ pub struct Replica {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Purpose {
     Forward(ChunkId),
+    Durable(ChunkId),
     Abort(ChunkId),
     Query { token: Token, chunk: ChunkId, tries: u8 },
     Confirm,
@@ -177,6 +181,7 @@ impl Replica {
             failed: false,
             channels,
             active: active.collect(),
+            announced: BTreeMap::new(),
             sends: BTreeMap::new(),
             next_send: 1,
             confirm_at: None,
@@ -203,6 +208,9 @@ impl Replica {
             Input::Forward { token, to, from, epoch, forward } => {
                 self.on_forward(ctx, token, &to, from, epoch, forward);
             }
+            Input::Durable { token, to, epoch, chunk, version } => {
+                self.on_durable(ctx, token, &to, epoch, chunk, version);
+            }
             Input::Abort { token, to, epoch, chunk, version } => {
                 self.on_abort(ctx, token, &to, epoch, chunk, version);
             }
@@ -212,6 +220,9 @@ impl Replica {
             Input::Answered { id, answer } => self.on_answered(ctx, id, answer),
             Input::Page { id, page } => self.on_page(ctx, id, page),
             Input::SyncTurn { chunk } => self.on_sync_turn(ctx, chunk),
+            Input::Built { chunk, version, length, checksum } => {
+                self.on_built(ctx, chunk, version, length, checksum);
+            }
             Input::Prepared { chunk, version, length, checksum } => {
                 self.on_prepared(ctx, chunk, version, length, checksum);
             }
@@ -368,6 +379,7 @@ impl Replica {
         }
         match purpose {
             Purpose::Forward(chunk) => self.on_forward_answer(ctx, chunk, id, answer),
+            Purpose::Durable(chunk) => self.on_durable_answer(ctx, chunk, id, answer),
             Purpose::Abort(chunk) => self.on_abort_answer(ctx, chunk, id, answer),
             Purpose::Query { token, chunk, tries } => self.on_query_answer(ctx, token, chunk, tries, answer),
             Purpose::Confirm => self.on_confirm_answer(ctx, answer),

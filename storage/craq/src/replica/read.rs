@@ -9,7 +9,7 @@ use ember_types::{ChunkId, Instant, Status, mutant};
 const TRIES_MAX: u8 = 4;
 
 impl Replica {
-    fn state_of(&self, ctx: &Ctx, chunk: ChunkId) -> ChunkState {
+    pub(super) fn state_of(&self, ctx: &Ctx, chunk: ChunkId) -> ChunkState {
         self.active.get(&chunk).map_or_else(|| ctx.view.chunk(chunk), |active| active.state.clone())
     }
 

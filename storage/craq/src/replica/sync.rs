@@ -1,7 +1,7 @@
 //! Resync: listings nominate chunks, and each is decided while it holds its place in the chunk's order (R11).
 //! Also repairs, which hold that place too (R14).
 
-use super::active::{Job, Waiting};
+use super::active::{Active, Job, Phase, Waiting};
 use super::{Ctx, Purpose, RETRY, ROOM, Replica, Role, SyncStatus, same};
 use crate::io::{Address, Answer, Message, Output, Page, SendId, SyncItem, Token};
 use crate::state::{Content, Summary};
@@ -41,9 +41,13 @@ impl Source {
 
 impl Replica {
     pub(super) fn start_sync(&mut self, ctx: &mut Ctx) {
-        // What was being installed when this replica began to serve is in no listing yet.
-        let installs = self.active.iter().filter(|(_, a)| matches!(a.job, Some(Job::Install { .. })));
-        let nominated = installs.map(|(&chunk, _)| chunk).collect();
+        // What was being installed or committed when this replica began to serve is in no listing yet.
+        let unlisted = |a: &Active| match &a.job {
+            Some(Job::Install { .. }) => true,
+            Some(Job::Update(update)) => update.phase == Phase::Committing,
+            _ => false,
+        };
+        let nominated = self.active.iter().filter(|(_, a)| unlisted(a)).map(|(&chunk, _)| chunk).collect();
         self.sync = Some(Source { nominated, ..Source::default() });
         self.drive_sync(ctx);
     }

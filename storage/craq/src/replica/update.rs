@@ -234,6 +234,7 @@ impl Replica {
         }
         active.state.pending =
             Some(Pending { content: update.result, record: update.record, chunk_size: update.chunk_size });
+        update.held = true;
         if drop || differs {
             // Another result than the predecessor's: its whole content is needed (R14).
             let status = if drop { Status::StaleRouting } else { Status::Corrupt };
@@ -245,6 +246,13 @@ impl Replica {
         if mutant!(r12_answer_before_successor) && head {
             update.answer(ctx, Status::Ok);
         }
+        if let Some(status) = update.refused.take() {
+            return self.on_refused(ctx, chunk, status);
+        }
+        if let Some(id) = update.early.take() {
+            update.phase = Phase::Forwarding(id);
+            return self.tell_durable(ctx, chunk);
+        }
         self.step(ctx, chunk);
     }
 
@@ -255,6 +263,11 @@ impl Replica {
             Failure::Device => return self.fail(ctx),
         };
         let head = self.is_head();
+        let preparing = |u: &mut Update| matches!(u.phase, Phase::Preparing { .. });
+        let update = self.active.get_mut(&chunk).and_then(|a| a.update_mut());
+        if update.is_some_and(preparing) && self.withdraw(ctx, chunk, status) {
+            return;
+        }
         let Some(active) = self.active.get_mut(&chunk) else { return };
         match &mut active.job {
             Some(Job::Update(update)) if matches!(update.phase, Phase::Preparing { .. }) => {
@@ -290,12 +303,21 @@ impl Replica {
     }
 
     pub(super) fn on_dropped(&mut self, ctx: &mut Ctx, chunk: ChunkId, version: ChunkVersion) {
-        let (head, current) = (self.is_head(), self.chain_version());
         let Some(active) = self.active.get_mut(&chunk) else { return };
         let Some(Job::Update(update)) = &mut active.job else { return };
         assert_eq!(update.result.version, version, "the store dropped another version of chunk {chunk}");
         let Phase::Dropping(status) = update.phase else { return };
         active.state.pending = None;
+        if !self.withdraw(ctx, chunk, status) {
+            self.end_dropped(ctx, chunk, status);
+        }
+    }
+
+    /// Neither this store nor any behind holds the update any more.
+    pub(super) fn end_dropped(&mut self, ctx: &mut Ctx, chunk: ChunkId, status: Status) {
+        let (head, current) = (self.is_head(), self.chain_version());
+        let Some(update) = self.active.get_mut(&chunk).and_then(|a| a.update_mut()) else { return };
+        let version = update.result.version;
         if let Some(aborter) = update.aborter.take() {
             ctx.refuse(aborter, Status::Ok);
         }

@@ -24,6 +24,8 @@ pub struct Lone {
     /// The store's operations wait for [`Lone::release`].
     pub hold: bool,
     pub held: Vec<Output>,
+    /// Forwards come early: not all before hold them.
+    pub early: bool,
     /// Turns of a resync don't come by themselves.
     pub hold_turns: bool,
     pub out: Vec<Output>,
@@ -60,7 +62,8 @@ impl Lone {
         let replica = Replica::new(identity, ChainVersion(0), &store, [], []);
         let now = Instant::default() + Duration::from_secs(1);
         let (held, out, bytes) = (Vec::new(), Vec::new(), Vec::new());
-        let mut lone = Self { replica, store, me, now, hold: false, held, hold_turns: false, out, bytes };
+        let mut lone =
+            Self { replica, store, me, now, hold: false, held, early: false, hold_turns: false, out, bytes };
         lone.feed(Input::Chain(chain));
         lone.feed(Input::Lease { until: LATER });
         lone
@@ -147,7 +150,16 @@ impl Lone {
             checksum: crc32c(bytes),
         };
         let tag = tag(9, new.number);
-        let forward = Forward { chunk: CHUNK, change, chunk_size: 64, base, result, tag, writers: vec![] };
+        let forward = Forward {
+            chunk: CHUNK,
+            change,
+            chunk_size: 64,
+            base,
+            result,
+            tag,
+            writers: vec![],
+            early: self.early,
+        };
         let from = self
             .replica
             .chain()

@@ -1,6 +1,6 @@
 //! A model of a chunk store: prepares, drops and installs are durable when they end; commits are only logged.
 
-use ember_craq::{Change, ChunkState, Content, Failure, Output, Pending, View};
+use ember_craq::{Change, ChunkState, Content, Failure, Input, Output, Pending, View};
 use ember_types::checksum::crc32c;
 use ember_types::{ChainVersion, ChunkId, ChunkVersion};
 use std::collections::BTreeMap;
@@ -56,6 +56,15 @@ impl Store {
 
     pub fn flush(&mut self) {
         self.durable = self.now.clone();
+    }
+
+    /// What a prepare will make, if it will be done.
+    pub fn builds(&self, operation: &Output, payload: &[u8]) -> Option<Input> {
+        let Output::Prepare { chunk, version, change, .. } = operation else { return None };
+        let old = self.now.get(chunk).filter(|s| !s.state.committed.removed);
+        let bytes = change_bytes(*change, old.map(|s| s.bytes.clone()).unwrap_or_default(), payload);
+        let (length, checksum) = (bytes.len() as u32, crc32c(&bytes));
+        Some(Input::Built { chunk: *chunk, version: *version, length, checksum })
     }
 
     pub fn run(&mut self, operation: &Output, payload: &[u8]) -> Done {

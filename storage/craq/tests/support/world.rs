@@ -195,7 +195,11 @@ impl World {
                     _ => Vec::new(),
                 };
                 let delay = self.between(1, 6);
+                let built = self.nodes[i].store.builds(&output, &payload).filter(|_| self.chance(800));
                 self.at(delay, Event::Disk { node: i, boot, operation: Box::new(output), payload });
+                if let Some(built) = built {
+                    self.feed(i, built);
+                }
             }
             Output::Repair { chunk, .. } => {
                 self.at(1, Event::Plain { node: i, boot, input: Box::new(Input::Repaired { chunk }) });
@@ -278,6 +282,7 @@ impl World {
                 };
                 Input::Forward { token, to, from, epoch, forward }
             }
+            Message::Durable { epoch, chunk, version } => Input::Durable { token, to, epoch, chunk, version },
             Message::Abort { epoch, chunk, version } => Input::Abort { token, to, epoch, chunk, version },
             Message::Query { chunk } => Input::Query { token, to, chunk },
             Message::Confirm { chain } => Input::Confirm { token, to, chain },
@@ -444,6 +449,7 @@ impl World {
                     | Input::Query { token, .. }
                     | Input::Confirm { token, .. }
                     | Input::Forward { token, .. }
+                    | Input::Durable { token, .. }
                     | Input::Abort { token, .. }
                     | Input::Sync { token, .. } => *token = fresh,
                     other => panic!("no request: {other:?}"),

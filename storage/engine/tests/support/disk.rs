@@ -538,7 +538,7 @@ impl Disk for FaultDisk {
     fn lock(&self, _: &str) -> io::Result<()> {
         let mut state = self.0.borrow_mut();
         if std::mem::replace(&mut state.locked, true) {
-            return Err(io::Error::other("locked by process 1"));
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "locked by process 1"));
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Damaged files: named, refused where they are the last copy, healed where they are not.
 
-use crate::common::{expect_exit, mounted, printed};
+use crate::common::{cluster, expect_exit, mounted, printed};
 use anyhow::{Context, Result, bail, ensure};
 use ember_cluster_tests::random::Random;
 use ember_cluster_tests::{TestCluster, drop_caches};
@@ -245,4 +245,35 @@ fn anothers_directory_is_kept_aside_and_a_removed_one_is_replaced_when_asked() -
     expect_exit(&cluster.ember(&["target", "scrub", "--all", "--wait"])?, 0, &["nothing damaged"])?;
     cluster.verify_replicas()?;
     read_all(&cluster)
+}
+
+#[test]
+fn damage_that_no_scrub_can_repair_is_an_error_of_the_status_until_it_is_gone() -> Result<()> {
+    let Some(cluster) = cluster("unrepaired")? else { return Ok(()) };
+    // The only replica.
+    cluster.up(&["--storage-nodes", "1", "--replicas", "1"])?;
+    fill(&cluster)?;
+    let targets = cluster.targets_of(0)?;
+    let &(target, _) = targets.iter().max_by_key(|(_, used)| *used).context("no target")?;
+    // Pending versions are committed, and the log is flushed.
+    std::thread::sleep(Duration::from_secs(2));
+    let piece = cluster.pieces(target)?.into_iter().next().context("no chunk")?;
+    flip(&piece.file, piece.offset + 100)?;
+    let id = target.to_string();
+    let scrub = ["target", "scrub", &id, "--wait"];
+    expect_exit(&cluster.ember(&scrub)?, 1, &["1 damaged, only 0 repaired"])?;
+    cluster.wait_health("ERR", SOON)?;
+    let row = format!("target {target}: 1 damaged chunks or files that its last scrub could not repair");
+    let words = ["ERR  damage", &row, "no replica has them", "ember target scrub"];
+    expect_exit(&cluster.ember(&["status"])?, 2, &words)?;
+    let log = std::fs::read_to_string(cluster.data().join("logs/storage-1.log"))?;
+    ensure!(log.contains(&piece.chunk), "the log names chunk {}", piece.chunk);
+    // Restored from elsewhere, in place.
+    for number in 0..FILES {
+        let file = OpenOptions::new().write(true).open(cluster.mount().join(format!("file-{number}")))?;
+        file.write_all_at(&content(number), 0)?;
+        file.sync_all()?;
+    }
+    expect_exit(&cluster.ember(&scrub)?, 0, &["nothing damaged"])?;
+    cluster.wait_health("OK", SOON).map(|_| ())
 }

@@ -5,6 +5,7 @@ mod common;
 mod copy;
 mod crash;
 mod damage;
+mod disk;
 mod life;
 mod posix_data;
 mod posix_names;

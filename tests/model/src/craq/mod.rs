@@ -48,7 +48,9 @@ pub struct Bounds {
     pub expiries: u8,
     /// Reads that ask the tail; others are free.
     pub reads: u8,
-    /// Whether the store takes its time, so that other things happen meanwhile.
+    /// Times that a store has no room for what it was asked to prepare.
+    pub refusals: u8,
+    /// Whether the store takes its time, so that other things happen meanwhile; what it makes is known at once.
     pub late_store: bool,
     /// The chunks that the clients write; one initial state each.
     pub chunks: &'static [[usize; CLIENTS]],

@@ -14,6 +14,7 @@ fn token_of(input: &Input) -> Option<(Token, &Address)> {
         | Input::Query { token, to, .. }
         | Input::Confirm { token, to, .. }
         | Input::Forward { token, to, .. }
+        | Input::Durable { token, to, .. }
         | Input::Abort { token, to, .. }
         | Input::Sync { token, to, .. } => Some((*token, to)),
         _ => None,
@@ -38,7 +39,14 @@ impl World {
         let turn =
             |output: &Output| if let Output::SyncTurn { chunk } = output { Some(*chunk) } else { None };
         let turns: Vec<_> = out.iter().filter_map(turn).collect();
+        let builds: Vec<_> = match bounds.late_store {
+            true => out.iter().filter_map(|output| node.store.builds(output, bytes)).collect(),
+            false => Vec::new(),
+        };
         out.into_iter().for_each(|output| self.obey(i, output, bytes));
+        for built in builds {
+            self.feed(i, at, built, bytes, bounds);
+        }
         turns.into_iter().for_each(|chunk| self.feed(i, at, Input::SyncTurn { chunk }, 0, bounds));
         while !bounds.late_store && !self.nodes[i].disk.is_empty() {
             let (operation, bytes) = Arc::make_mut(&mut self.nodes[i]).disk.remove(0);
@@ -138,14 +146,18 @@ impl World {
     fn send(&mut self, i: usize, id: SendId, to: Address, message: Message) {
         let node = Arc::make_mut(&mut self.nodes[i]);
         let (token, from) = (peer_token(i, node.boot, id), TargetId(i as u64));
-        let mut needed = None;
+        let (mut needed, mut given) = (None, None);
         let input = match message {
             Message::Forward { epoch, forward, payload } => {
-                if payload != Payload::Empty {
-                    needed = Some((forward.chunk, forward.result.version));
+                match payload {
+                    Payload::Empty => {}
+                    // A set of writes: with those that the request brought, it is what becomes of the chunk.
+                    Payload::Request(_) => given = Some(forward.result.checksum),
+                    Payload::Stored(version) => needed = Some((forward.chunk, version)),
                 }
                 Input::Forward { token, to, from, epoch, forward }
             }
+            Message::Durable { epoch, chunk, version } => Input::Durable { token, to, epoch, chunk, version },
             Message::Abort { epoch, chunk, version } => Input::Abort { token, to, epoch, chunk, version },
             Message::Query { chunk } => Input::Query { token, to, chunk },
             Message::Confirm { chain } => Input::Confirm { token, to, chain },
@@ -162,7 +174,7 @@ impl World {
         let bytes = match needed.map(|(chunk, version)| node.store.bytes(chunk, version)) {
             Some(None) => return self.fail(format!("target {i} sends what it does not hold: {input:?}")),
             Some(Some(bytes)) => bytes,
-            None => 0,
+            None => given.unwrap_or_default(),
         };
         let request = Request::new(to.target.0 as usize, input, bytes);
         self.requests.insert(token, Arc::new(request));

@@ -84,6 +84,13 @@ impl Store {
         self.flush();
     }
 
+    /// What a prepare will make.
+    pub(super) fn builds(&self, operation: &Output, bytes: u32) -> Option<Input> {
+        let Output::Prepare { chunk, version, change, .. } = operation else { return None };
+        let (length, checksum) = made(self.now[chunk.index as usize].state.committed, *change, bytes)?;
+        Some(Input::Built { chunk: *chunk, version: *version, length, checksum })
+    }
+
     /// Does what a replica wants done on its store; `bytes` are those that came with the request. The error says
     /// what the replica should not have asked for.
     pub(super) fn run(&mut self, operation: &Output, bytes: u32) -> Result<Input, String> {
@@ -94,10 +101,8 @@ impl Store {
                 if own.version != *base || stored.state.pending.is_some() {
                     return Err(format!("{operation:?} on {:?}", stored.state));
                 }
-                let (length, checksum) = match *change {
-                    Change::Write { offset, .. } => (own.length.max(offset + 1), own.checksum | 1 << offset),
-                    Change::Whole { length } => (length, bytes),
-                    _ => return Err(format!("{operation:?}: no client asks for it")),
+                let Some((length, checksum)) = made(own, *change, bytes) else {
+                    return Err(format!("{operation:?}: no client asks for it"));
                 };
                 let record = WriterRecord { version: *version, length, ..*record };
                 let content = Content { version: *version, removed: false, length, checksum };
@@ -131,6 +136,15 @@ impl Store {
             }
             other => Err(format!("{other:?} is not the store's")),
         }
+    }
+}
+
+/// Length and checksum of what a change makes.
+fn made(own: Content, change: Change, bytes: u32) -> Option<(u32, u32)> {
+    match change {
+        Change::Write { offset, .. } => Some((own.length.max(offset + 1), own.checksum | 1 << offset)),
+        Change::Whole { length } => Some((length, bytes)),
+        _ => None,
     }
 }
 

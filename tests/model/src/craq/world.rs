@@ -5,7 +5,9 @@ use super::digest::digest;
 use super::store::{Store, chunk_id};
 use super::{Bounds, CHUNKS, CLIENTS, NODES};
 use ember_chain::Report;
-use ember_craq::{Address, Answer, Change, Content, Identity, Input, Output, Replica, Role, SendId, Token};
+use ember_craq::{
+    Address, Answer, Change, Content, Failure, Identity, Input, Output, Replica, Role, SendId, Token,
+};
 use ember_types::{
     Chain, ChainId, ChainVersion, ChannelId, ClientId, Generation, Instant, Sequence, TargetId, WriterTag,
 };
@@ -118,6 +120,7 @@ pub(super) struct Spent {
     pub(super) crashes: u8,
     pub(super) expiries: u8,
     pub(super) reads: u8,
+    pub(super) refusals: u8,
 }
 
 /// The whole state.
@@ -162,6 +165,8 @@ pub(super) enum Action {
     Lose(Token),
     /// The store does what it was asked for.
     Disk(usize, usize),
+    /// The store has no room for what it was asked to prepare.
+    Refuse(usize, usize),
     /// A node reports to mgmtd and hears of the chain.
     Heartbeat(usize),
     /// A node's lease runs out, and mgmtd counts on it.
@@ -254,6 +259,10 @@ impl World {
             }
             if self.spent.ticks < bounds.ticks && self.derived[i].waits && self.ticks_at(i, bounds) {
                 actions.push(Action::Tick(i));
+            }
+            if self.spent.refusals < bounds.refusals {
+                let prepares = |&k: &usize| matches!(node.disk[k].0, Output::Prepare { .. });
+                actions.extend((0..node.disk.len()).filter(prepares).map(|k| Action::Refuse(i, k)));
             }
             if self.spent.crashes < bounds.crashes {
                 actions.push(Action::Crash(i, true));
@@ -350,6 +359,14 @@ impl World {
             Action::Disk(node, k) => {
                 let (operation, bytes) = Arc::make_mut(&mut self.nodes[node]).disk.remove(k);
                 self.store(node, &operation, bytes, bounds);
+            }
+            Action::Refuse(node, k) => {
+                self.spent.refusals += 1;
+                let (operation, _) = Arc::make_mut(&mut self.nodes[node]).disk.remove(k);
+                if let Output::Prepare { chunk, .. } = operation {
+                    let input = Input::Failed { chunk, failure: Failure::NoSpace };
+                    self.feed(node, now(), input, 0, bounds);
+                }
             }
             Action::Heartbeat(node) => self.heartbeat(node, bounds),
             Action::Expire(node) => {

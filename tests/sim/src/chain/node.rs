@@ -5,8 +5,8 @@ use super::{CHAIN, MS, Party, Sim};
 use crate::trace::{Entry, digest};
 use ember_chain::Report;
 use ember_craq::{
-    Address, Answer, Failure, Identity, Input, Message, Output, Page, Payload, Replica, SendId, SyncItem,
-    Token,
+    Address, Answer, Change, Failure, Identity, Input, Message, Output, Page, Payload, Replica, SendId,
+    SyncItem, Token,
 };
 use ember_types::{
     Chain, ChainVersion, ChunkId, ChunkVersion, Generation, Instant, LocalState, Status, TargetId,
@@ -258,6 +258,22 @@ impl Sim {
         }
     }
 
+    /// Often the store says what an update makes before it is durable.
+    fn built(
+        self: &Rc<Self>,
+        target: TargetId,
+        boot: u64,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        change: Change,
+        bytes: &[u8],
+    ) {
+        let Some(node) = self.node(target) else { return };
+        let (length, checksum) = node.borrow().store.builds(chunk, change, bytes);
+        let input = Input::Built { chunk, version, length, checksum };
+        self.after(self.draw(0, MS), move |own| own.input(target, boot, input));
+    }
+
     fn input_soon(self: &Rc<Self>, target: TargetId, boot: u64, input: Input) {
         self.after(MS, move |own| own.input(target, boot, input));
     }
@@ -270,6 +286,7 @@ impl Sim {
             }),
             Output::Prepare { chunk, base, version, change, chunk_size, record, writers, payload } => {
                 let bytes = self.bytes_of(target, chunk, payload);
+                self.built(target, boot, chunk, version, change, bytes.as_deref().unwrap_or_default());
                 self.disk(target, boot, move |own, node| {
                     if node.full && !change.only_frees() {
                         return Some(Input::Failed { chunk, failure: Failure::NoSpace });
@@ -409,6 +426,9 @@ impl Sim {
             own.request(to.target, waiter, bytes, |token| match message {
                 Message::Forward { epoch, forward, .. } => {
                     Input::Forward { token, to, from: target, epoch, forward }
+                }
+                Message::Durable { epoch, chunk, version } => {
+                    Input::Durable { token, to, epoch, chunk, version }
                 }
                 Message::Abort { epoch, chunk, version } => Input::Abort { token, to, epoch, chunk, version },
                 Message::Query { chunk } => Input::Query { token, to, chunk },

@@ -132,6 +132,13 @@ impl Store {
         self.flush();
         Some((length, checksum))
     }
+    /// Length and checksum of what a prepare will make.
+    pub(super) fn builds(&self, chunk: ChunkId, change: Change, payload: &[u8]) -> (u32, u32) {
+        let stored = self.chunks.get(&chunk).filter(|stored| !stored.state.committed.is_absent());
+        let old = stored.map(|stored| &stored.committed[..]).unwrap_or_default();
+        let bytes = changed(old, change, payload);
+        (bytes.len() as u32, crc32c(&bytes))
+    }
     /// Makes the pending version the committed one; `false` if it isn't there.
     pub(super) fn commit(&mut self, chunk: ChunkId, version: ChunkVersion) -> bool {
         let Some(stored) = self.chunks.get_mut(&chunk) else { return false };

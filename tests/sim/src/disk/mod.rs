@@ -468,7 +468,7 @@ impl Disk for SimDisk {
     fn lock(&self, dir: &str) -> io::Result<()> {
         let mut state = self.fs.state.borrow_mut();
         match state.locks.get(dir) {
-            Some(&holder) if holder != self.session => Err(error(io::ErrorKind::WouldBlock, dir)),
+            Some(&holder) if holder != self.session => Err(error(io::ErrorKind::ResourceBusy, dir)),
             _ => {
                 state.locks.insert(dir.to_owned(), self.session);
                 Ok(())

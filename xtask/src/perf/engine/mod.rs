@@ -5,7 +5,7 @@ mod page;
 mod sides;
 
 use super::machine::Meter;
-use super::{DATA_SET_MIN_GIB, FROM_DISK_MIN};
+use super::{DATA_SET_MIN_GIB, Extent, FROM_DISK_MIN};
 use crate::process::{cargo, root};
 use anyhow::{Context, Result, bail};
 use ember_cluster_tests::missing_program;
@@ -15,27 +15,14 @@ use std::path::PathBuf;
 /// What to measure, and how long.
 #[derive(clap::Args)]
 pub(crate) struct EngineArgs {
-    /// Folder on the disk to measure; it must have room for three data sets.
-    #[arg(long)]
-    dir: Option<PathBuf>,
-    /// Runs of each row and side.
-    #[arg(long, default_value_t = 3)]
-    runs: usize,
-    /// Seconds of each run.
-    #[arg(long, default_value_t = 10)]
-    seconds: u64,
-    /// Size of the data set in GiB.
-    #[arg(long, default_value_t = DATA_SET_MIN_GIB)]
-    gib: u64,
+    #[command(flatten)]
+    extent: Extent,
     /// Only these rows.
     #[arg(long, value_delimiter = ',')]
     rows: Vec<String>,
     /// Leave the data set there, and use the one that is there.
     #[arg(long)]
     keep: bool,
-    /// Print only; don't write the page.
-    #[arg(long)]
-    print_only: bool,
 }
 
 /// What a row is compared with.
@@ -189,14 +176,19 @@ pub(crate) fn run(args: &EngineArgs) -> Result<()> {
         "rows are {}",
         ROWS.iter().map(|r| r.name).collect::<Vec<_>>().join(", ")
     );
-    let folder = args.dir.clone().unwrap_or_else(|| root().join("target/perf")).join("engine");
+    let folder = args.extent.folder().join("engine");
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let folder = std::fs::canonicalize(folder)?;
     let example = example()?;
-    let bench =
-        Bench { example, meter: Meter::new(&folder)?, folder, size: args.gib << 30, seconds: args.seconds };
+    let bench = Bench {
+        example,
+        meter: Meter::new(&folder)?,
+        folder,
+        size: args.extent.gib << 30,
+        seconds: args.extent.seconds,
+    };
     let measured = bench.prepare(args.keep).and_then(|()| {
-        rows.iter().map(|row| measure(&bench, *row, args.runs)).collect::<Result<Vec<Line>>>()
+        rows.iter().map(|row| measure(&bench, *row, args.extent.runs)).collect::<Result<Vec<Line>>>()
     });
     if !args.keep {
         std::fs::remove_dir_all(&bench.folder)?;
@@ -204,7 +196,7 @@ pub(crate) fn run(args: &EngineArgs) -> Result<()> {
     let lines = measured?;
     let text = page::tables(&lines);
     println!("\n{text}");
-    if !args.print_only && args.gib >= DATA_SET_MIN_GIB && lines.len() == ROWS.len() {
+    if !args.extent.print_only && args.extent.gib >= DATA_SET_MIN_GIB && lines.len() == ROWS.len() {
         page::write(&text, args)?;
     }
     let missed: Vec<&str> = lines.iter().filter(|line| !line.is_met()).map(|line| line.row.title).collect();

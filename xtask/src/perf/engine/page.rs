@@ -82,7 +82,7 @@ fn cost(text: &mut String, by: &str, line: &Line, figure: &Figure, costs: Costs)
 /// Writes `docs/performance/engine.md`.
 pub(super) fn write(tables: &str, args: &EngineArgs) -> Result<()> {
     let path = root().join("docs/performance/engine.md");
-    let folder = args.dir.clone().unwrap_or_else(|| root().join("target/perf"));
+    let folder = args.extent.folder();
     let text = format!(
         "# Speed of the chunk engine\n\n\
          Written by `cargo xtask perf engine`; figures of other machines and days differ, ratios less so.\n\n\
@@ -104,9 +104,9 @@ pub(super) fn write(tables: &str, args: &EngineArgs) -> Result<()> {
          - A row is void if less than {FROM_DISK_MIN} of its bytes came from or went to the disk.\n\n\
          {tables}",
         machine::describe(&folder),
-        args.gib,
-        args.runs,
-        args.seconds,
+        args.extent.gib,
+        args.extent.runs,
+        args.extent.seconds,
     );
     std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
     println!("written to docs/performance/engine.md");
