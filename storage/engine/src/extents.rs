@@ -2,14 +2,16 @@
 
 use crate::record::Extent;
 use std::ops::Deref;
+use std::rc::Rc;
 
 #[derive(Clone, Default)]
 enum Kept {
     #[default]
     None,
     One(Extent),
-    // Boxed twice: a fat pointer would double the size of all contents.
-    Many(Box<Box<[Extent]>>),
+    // Shared, as contents are copied more often than they change; and boxed: a fat pointer would double the size of
+    // all contents.
+    Many(Rc<Box<[Extent]>>),
 }
 
 /// Extents, sorted by their first block, without overlap.
@@ -52,7 +54,7 @@ impl From<Vec<Extent>> for Extents {
         Self(match extents[..] {
             [] => Kept::None,
             [extent] => Kept::One(extent),
-            _ => Kept::Many(Box::new(extents.into())),
+            _ => Kept::Many(Rc::new(extents.into())),
         })
     }
 }

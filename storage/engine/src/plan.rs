@@ -111,16 +111,14 @@ fn with_windows(
 
 /// The parts of the old extents that lie before `blocks` and in no dirty range.
 fn keep(old: &Content, dirty: &[(u32, u32)], blocks: u32) -> Vec<Extent> {
-    let mut clean = Vec::new();
+    let mut kept = Vec::with_capacity(old.extents.len() + dirty.len());
+    let mut rest = &old.extents[..];
     let mut from = 0;
-    for &(start, end) in dirty {
-        clean.push((from, start));
+    for (start, end) in dirty.iter().copied().chain([(blocks, blocks)]) {
+        rest = &rest[rest.partition_point(|e| e.end() <= from)..];
+        let clean = rest.iter().take_while(|e| e.first() < start);
+        kept.extend(clean.filter_map(|extent| extent.clip(from, start.min(blocks))));
         from = end;
-    }
-    clean.push((from, blocks));
-    let mut kept = Vec::new();
-    for extent in &old.extents {
-        kept.extend(clean.iter().filter_map(|&(from, to)| extent.clip(from, to.min(blocks))));
     }
     kept
 }

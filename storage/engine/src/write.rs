@@ -220,28 +220,28 @@ impl Inner {
         for &(from, to) in &plan.dirty {
             fresh.push(self.fresh(old, plan.length, change, payload, (from, to), priority).await?);
         }
-        let mut content =
-            Content { length: plan.length, extents: plan.kept.clone().into(), ..Content::default() };
-        content.checksum = self.checksum(&content, old, &fresh, priority).await?;
+        let checksum = self.checksum(&plan, old, &fresh, priority).await?;
+        let content = Content { length: plan.length, checksum, ..Content::default() };
         Ok(Built { content, fresh, plan })
     }
 
-    /// The checksum of `content`, which is `old` with fresh blocks and perhaps another length.
+    /// The checksum of what is planned: `old` with fresh blocks and perhaps another length.
     async fn checksum(
         self: &Rc<Self>,
-        content: &Content,
+        plan: &Plan,
         old: &Content,
         fresh: &[Fresh],
         priority: Priority,
     ) -> Result<u32> {
-        let (length, blocks) = (content.length, blocks_of(content.length));
+        let (length, blocks) = (plan.length, blocks_of(plan.length));
         if let [part] = fresh
             && (part.from, part.to) == (0, blocks)
         {
             return Ok(crc::combine(&part.sums, length));
         }
         if length < old.length {
-            let mut sums = self.sums_of(content, (0, blocks), old, priority).await?;
+            let kept = Content { length, extents: plan.kept.clone().into(), ..Content::default() };
+            let mut sums = self.sums_of(&kept, (0, blocks), old, priority).await?;
             for part in fresh {
                 sums[part.from as usize..part.to as usize].copy_from_slice(&part.sums);
             }
