@@ -55,6 +55,9 @@ fn args() -> Result<Args, Failure> {
             _ => return Err(format!("unknown argument {name}").into()),
         }
     }
+    if args.row == Row::ColdRead {
+        args.config.checksum_cache_bytes = 0;
+    }
     Ok(args)
 }
 

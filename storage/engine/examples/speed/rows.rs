@@ -26,6 +26,8 @@ pub(crate) enum Row {
     Read,
     /// One block somewhere.
     RandomRead,
+    /// The same, and no checksum page stays in memory.
+    ColdRead,
     /// Whole chunks in order.
     Write,
     /// One block somewhere.
@@ -42,6 +44,7 @@ impl Row {
             "fill" => Self::Fill,
             "read" => Self::Read,
             "random-read" => Self::RandomRead,
+            "cold-read" => Self::ColdRead,
             "write" => Self::Write,
             "overwrite" => Self::Overwrite,
             "append" => Self::Append,
@@ -53,7 +56,7 @@ impl Row {
     fn bytes(self) -> u32 {
         match self {
             Self::Fill | Self::Read | Self::Write => CHUNK,
-            Self::RandomRead | Self::Overwrite => BLOCK,
+            Self::RandomRead | Self::ColdRead | Self::Overwrite => BLOCK,
             Self::Append => APPEND,
             Self::Metadata => 0,
         }
@@ -144,7 +147,7 @@ impl Work {
         match self.row {
             Row::Fill => Ok(()),
             Row::Read => self.read(in_order(), 0).await,
-            Row::RandomRead => {
+            Row::RandomRead | Row::ColdRead => {
                 let chunk = ChunkId::new(DataId(1), random.below(self.chunks.into()) as u32);
                 self.read(chunk, random.below((CHUNK / BLOCK).into()) as u32 * BLOCK).await
             }

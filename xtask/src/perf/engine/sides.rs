@@ -112,22 +112,21 @@ impl Bench {
             std::fs::remove_dir_all(&target)?;
         }
         self.run_fio(&["--rw=write"], 1 << 20, 16, None)?;
-        let mut child = self.start("fill", 16, 0, &[])?.spawn().context("starting the engine")?;
+        let mut child = self.start("fill", 16, 0)?.spawn().context("starting the engine")?;
         let status = child.wait()?;
         ensure!(status.success(), "the engine: {status}");
         Ok(())
     }
 
-    fn start(&self, row: &str, depth: u32, seconds: u64, more: &[&str]) -> Result<Command> {
+    fn start(&self, row: &str, depth: u32, seconds: u64) -> Result<Command> {
         let mut command = Command::new(&self.example);
         command.args(["--dir", &self.text("")?, "--row", row, "--depth", &depth.to_string()]);
         command.args(["--mib", &(self.size >> 20).to_string(), "--seconds", &seconds.to_string()]);
-        command.args(more);
         Ok(command)
     }
 
     fn ready(&self, row: &Row, seconds: u64) -> Result<Ready> {
-        let mut command = self.start(row.name, row.own_depth, seconds, row.own)?;
+        let mut command = self.start(row.name, row.own_depth, seconds)?;
         let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut child = spawned.context("starting the engine")?;
         let (start, out) = (child.stdin.take(), child.stdout.take());
