@@ -119,10 +119,10 @@ impl Target {
     }
 }
 
-/// Gives free positions back to the file system, over and over.
+/// Gives all free positions back to the file system, over and over: none of them may be taken meanwhile.
 async fn trim(engine: &Engine) {
     for _ in 0..6 {
-        engine.trim(4).await.unwrap();
+        engine.trim(1_000).await.unwrap();
     }
 }
 

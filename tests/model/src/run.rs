@@ -17,6 +17,7 @@ const NOTHING: Bounds = Bounds {
     reads: 0,
     refusals: 0,
     late_store: false,
+    late_prepares: false,
     chunks: &[[0, 1], [0, 0]],
     mutant: None,
     reaches: &[WRITTEN],
@@ -39,7 +40,7 @@ pub const CRAQ: &[Bounds] = &[
     Bounds { name: "refused", late_store: true, refusals: 1, chunks: ONE, reaches: &[], ..NOTHING },
     Bounds {
         name: "early",
-        late_store: true,
+        late_prepares: true,
         expiries: 1,
         prompt_notes: true,
         writers: 1,
@@ -127,7 +128,7 @@ impl fmt::Display for Bounds {
             self.expiries,
             self.refusals,
             self.reads,
-            if self.late_store { ", slow stores" } else { "" },
+            if self.late_store || self.late_prepares { ", slow stores" } else { "" },
             if self.prompt_notes { ", prompt notes" } else { "" }
         )
     }

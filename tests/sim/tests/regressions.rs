@@ -285,6 +285,11 @@ fn regression_3fs_345_a_tail_that_dies_after_its_commit_comes_back() {
         cluster.world.kill(after, crash);
         cluster.world.set_blocked(after, before, false);
         cluster.until(10, "the write is done without it", || written.get());
+        // The chunk goes on, so that the tail comes back with a version that nobody else has any more.
+        let newer = random(9, 3_000);
+        content[2_000..5_000].copy_from_slice(&newer);
+        let writer = file.clone();
+        cluster.run(20, "a newer write", async move { writer.write(2_000, &newer).await });
         cluster.world.start(after);
         cluster.is_whole();
         cluster.reads(&file, &content);

@@ -52,6 +52,8 @@ pub struct Bounds {
     pub refusals: u8,
     /// Whether the store takes its time, so that other things happen meanwhile; what it makes is known at once.
     pub late_store: bool,
+    /// The same of prepares alone.
+    pub late_prepares: bool,
     /// The chunks that the clients write; one initial state each.
     pub chunks: &'static [[usize; CLIENTS]],
     /// A planted bug.

@@ -39,7 +39,7 @@ impl World {
         let turn =
             |output: &Output| if let Output::SyncTurn { chunk } = output { Some(*chunk) } else { None };
         let turns: Vec<_> = out.iter().filter_map(turn).collect();
-        let builds: Vec<_> = match bounds.late_store {
+        let builds: Vec<_> = match bounds.late_store || bounds.late_prepares {
             true => out.iter().filter_map(|output| node.store.builds(output, bytes)).collect(),
             false => Vec::new(),
         };
@@ -48,8 +48,11 @@ impl World {
             self.feed(i, at, built, bytes, bounds);
         }
         turns.into_iter().for_each(|chunk| self.feed(i, at, Input::SyncTurn { chunk }, 0, bounds));
-        while !bounds.late_store && !self.nodes[i].disk.is_empty() {
-            let (operation, bytes) = Arc::make_mut(&mut self.nodes[i]).disk.remove(0);
+        let late = |(operation, _): &(Output, u32)| {
+            bounds.late_store || (bounds.late_prepares && matches!(operation, Output::Prepare { .. }))
+        };
+        while let Some(k) = self.nodes[i].disk.iter().position(|waiting| !late(waiting)) {
+            let (operation, bytes) = Arc::make_mut(&mut self.nodes[i]).disk.remove(k);
             self.store(i, &operation, bytes, bounds);
         }
     }

@@ -230,14 +230,30 @@ impl Run {
         if !self.everything_serves() {
             return;
         }
-        let (inspector, own) = (self.inspector.clone(), world.clone());
-        let (rt, plan, stage, ledger) = (self.rt.clone(), self.plan, self.stage.clone(), self.ledger.clone());
-        let verified = world.block_on(world.now_ns() + VERIFY_NS, async move {
-            rt.sleep(SESSIONS_END).await;
+        let (stage, ledger) = (self.stage.clone(), self.ledger.clone());
+        self.verify(VERIFY_NS, SESSIONS_END, async move |client| {
+            ledger::verify(&client, &stage, &ledger).await;
+            Ok(())
+        });
+    }
+
+    /// After a while a new client looks at what is there; then all replicas are compared and the history is checked.
+    fn verify(
+        &self,
+        limit_ns: u64,
+        after: Duration,
+        look: impl AsyncFnOnce(Client) -> Result<(), String> + 'static,
+    ) {
+        let (world, own) = (&self.world, self.world.clone());
+        let (inspector, rt, plan) = (self.inspector.clone(), self.rt.clone(), self.plan);
+        let verified = world.block_on(world.now_ns() + limit_ns, async move {
+            rt.sleep(after).await;
             let Some((client, _guard)) = build::connect(&rt, plan, Duration::from_secs(30)).await else {
                 return own.fail("a healed cluster serves", "a new client gets no session");
             };
-            ledger::verify(&client, &stage, &ledger).await;
+            if let Err(text) = look(client).await {
+                return own.fail("a healed cluster serves", &text);
+            }
             if let Err(text) = inspector.compare(&own).await {
                 own.fail("all replicas are equal", &text);
             }

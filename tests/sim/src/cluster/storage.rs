@@ -1,7 +1,7 @@
 //! The storage profile: a small cluster whose disks are struck on purpose, cell by cell of the fault matrix.
 
 use super::aim::Marksman;
-use super::build::{self, Plan};
+use super::build::Plan;
 use super::matrix::{Cell, Role, Stand};
 use super::workload::{Stage, read_all};
 use super::{MS, Run, S};
@@ -81,26 +81,12 @@ impl Run {
         if !self.everything_serves() {
             return;
         }
-        let (inspector, own) = (self.inspector.clone(), world.clone());
-        let (rt, plan, stage) = (self.rt.clone(), self.plan, self.stage.clone());
-        let verified = world.block_on(world.now_ns() + VERIFY_NS, async move {
-            let Some((client, _guard)) = build::connect(&rt, plan, Duration::from_secs(30)).await else {
-                return own.fail("a healed cluster serves", "a new client gets no session");
-            };
-            if let Err(text) = read_all(&client, &stage).await {
-                return own.fail("a healed cluster serves", &text);
-            }
+        let (rt, stage) = (self.rt.clone(), self.stage.clone());
+        self.verify(VERIFY_NS, Duration::ZERO, async move |client| {
+            read_all(&client, &stage).await?;
             // Commits of the last updates reach the replicas on their own.
             rt.sleep(Duration::from_secs(2)).await;
-            if let Err(text) = inspector.compare(&own).await {
-                own.fail("all replicas are equal", &text);
-            }
+            Ok(())
         });
-        if verified.is_none() {
-            world.fail("a healed cluster serves", "the checks at the end don't come to an end");
-        }
-        if world.failure().is_none() {
-            self.stage.history.check();
-        }
     }
 }
