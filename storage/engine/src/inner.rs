@@ -56,7 +56,7 @@ impl Default for EngineConfig {
         Self {
             log_bytes: 64 << 20,
             min_free_bytes: 256 << 20,
-            extents_max: 128,
+            extents_max: 192,
             checksum_cache_bytes: 64 << 20,
             unsaved_sums_bytes: 32 << 20,
             tombstone_keep: Duration::from_secs(600),
