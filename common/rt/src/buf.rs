@@ -1,8 +1,10 @@
 //! Page-aligned buffers for O_DIRECT and for payloads: what the disk filled is what the network sends.
 
+use memmap2::{Advice, MmapMut};
 use std::cell::RefCell;
-use std::ops::{Deref, Range};
-use std::sync::Arc;
+use std::ops::{Deref, Range, RangeInclusive};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// Alignment of every buffer, in bytes: enough for O_DIRECT on any device with blocks up to 4 KiB.
@@ -17,13 +19,87 @@ const POOLED_BUF_MAX: usize = 64 << 20;
 #[repr(C, align(4096))]
 struct Page([u8; PAGE_SIZE]);
 
+/// Classes of buffers, 64 KiB to 64 MiB, that are cut from slabs of huge pages: the device gets few long segments
+/// where scattered pages make hundreds, and the kernel pins them faster.
+const SLAB_CLASSES: RangeInclusive<usize> = 4..=14;
+/// Bytes of a slab, unless one buffer is larger: a huge page.
+const SLAB_BYTES: usize = 2 << 20;
+/// Bytes of all slabs of a process; they are kept for good. Beyond, buffers are plain memory.
+const SLABS_BYTES_MAX: usize = 256 << 20;
+
+static SLABS_BYTES: AtomicUsize = AtomicUsize::new(0);
+/// Parts of slabs that no thread's pool holds.
+static SPARE: Mutex<[Vec<&'static mut [Page]>; CLASSES]> = Mutex::new([const { Vec::new() }; CLASSES]);
+
+const CLASSES: usize = 16;
+
+enum Memory {
+    Own(Box<[Page]>),
+    Slab(&'static mut [Page]),
+}
+
+impl Memory {
+    fn new(class: usize) -> Self {
+        if SLAB_CLASSES.contains(&class) {
+            let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+            if spare[class].is_empty() {
+                spare[class].extend(slab(class));
+            }
+            if let Some(pages) = spare[class].pop() {
+                return Self::Slab(pages);
+            }
+        }
+        Self::Own(<[Page]>::new_box_zeroed_with_elems(1 << class).expect("memory for an I/O buffer"))
+    }
+    fn pages(&self) -> &[Page] {
+        match self {
+            Self::Own(pages) => pages,
+            Self::Slab(pages) => pages,
+        }
+    }
+    fn pages_mut(&mut self) -> &mut [Page] {
+        match self {
+            Self::Own(pages) => pages,
+            Self::Slab(pages) => pages,
+        }
+    }
+    /// Nobody needs it at the moment.
+    fn free(self) {
+        if let Self::Slab(pages) = self {
+            let class = class_of(pages.len());
+            SPARE.lock().unwrap_or_else(PoisonError::into_inner)[class].push(pages);
+        }
+    }
+}
+
+/// The buffers of a new slab; none if there are enough of them, or no memory.
+fn slab(class: usize) -> impl Iterator<Item = &'static mut [Page]> {
+    let bytes = SLAB_BYTES.max(PAGE_SIZE << class);
+    let more = |all: usize| Some(all + bytes).filter(|all| *all <= SLABS_BYTES_MAX);
+    let pages = SLABS_BYTES.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().and_then(|_| {
+        let map = MmapMut::map_anon(bytes).ok()?;
+        // Where there are no huge pages, small ones do.
+        let _ = map.advise(Advice::HugePage);
+        let map: &'static mut MmapMut = Box::leak(Box::new(map));
+        <[Page]>::mut_from_bytes(&mut map[..]).ok()
+    });
+    pages.unwrap_or_default().chunks_exact_mut(1 << class)
+}
+
 struct Pool {
-    by_class: [Vec<Box<[Page]>>; 16],
+    by_class: [Vec<Memory>; CLASSES],
     bytes: usize,
 }
 
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.by_class.iter_mut().flat_map(std::mem::take).for_each(Memory::free);
+    }
+}
+
 thread_local! {
-    static POOL: RefCell<Pool> = const { RefCell::new(Pool { by_class: [const { Vec::new() }; 16], bytes: 0 }) };
+    static POOL: RefCell<Pool> =
+        const { RefCell::new(Pool { by_class: [const { Vec::new() }; CLASSES], bytes: 0 }) };
 }
 
 /// Class `c` holds buffers of `2^c` pages.
@@ -34,7 +110,7 @@ fn class_of(pages: usize) -> usize {
 /// An owned, page-aligned run of bytes with a length. Its contents start as zeros or as what an earlier user
 /// of the memory left: [`Buf::zeroed`] says zeros, [`Buf::scratch`] leaves them.
 pub struct Buf {
-    pages: Box<[Page]>,
+    memory: Memory,
     len: usize,
 }
 
@@ -52,15 +128,12 @@ impl Buf {
         let class = class_of(len.div_ceil(PAGE_SIZE));
         let reused = POOL.with_borrow_mut(|pool| {
             let found = pool.by_class.get_mut(class).and_then(Vec::pop);
-            if let Some(pages) = &found {
-                pool.bytes -= pages.len() * PAGE_SIZE;
+            if let Some(memory) = &found {
+                pool.bytes -= memory.pages().len() * PAGE_SIZE;
             }
             found
         });
-        let pages = reused.unwrap_or_else(|| {
-            <[Page]>::new_box_zeroed_with_elems(1 << class).expect("memory for an I/O buffer")
-        });
-        Self { pages, len }
+        Self { memory: reused.unwrap_or_else(|| Memory::new(class)), len }
     }
 
     /// A buffer with a copy of `bytes`.
@@ -80,7 +153,7 @@ impl Buf {
     }
     /// Bytes that fit without another allocation.
     pub fn capacity(&self) -> usize {
-        self.pages.len() * PAGE_SIZE
+        self.memory.pages().len() * PAGE_SIZE
     }
     /// Changes the number of bytes in use; bytes beyond the old length are arbitrary.
     ///
@@ -92,46 +165,49 @@ impl Buf {
     }
     /// The bytes in use.
     pub fn bytes(&self) -> &[u8] {
-        &self.pages.as_bytes()[..self.len]
+        &self.memory.pages().as_bytes()[..self.len]
     }
     /// The bytes in use.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.pages.as_mut_bytes()[..self.len]
+        &mut self.memory.pages_mut().as_mut_bytes()[..self.len]
     }
     /// All bytes, used or not: for drivers that fill a buffer before its length is known.
     pub fn whole_mut(&mut self) -> &mut [u8] {
-        self.pages.as_mut_bytes()
+        self.memory.pages_mut().as_mut_bytes()
     }
     /// All bytes, used or not.
     pub fn whole(&self) -> &[u8] {
-        self.pages.as_bytes()
+        self.memory.pages().as_bytes()
     }
 }
 
 impl Drop for Buf {
     fn drop(&mut self) {
-        let pages = std::mem::take(&mut self.pages);
-        let bytes = pages.len() * PAGE_SIZE;
+        let memory = std::mem::replace(&mut self.memory, Memory::Own(Box::default()));
+        let bytes = memory.pages().len() * PAGE_SIZE;
         if bytes == 0 || bytes > POOLED_BUF_MAX {
             return;
         }
-        // During thread exit the pool is gone already: the memory is simply freed.
+        let mut left = Some(memory);
+        // During thread exit the pool is gone already.
         let _ = POOL.try_with(|pool| {
             let mut pool = pool.borrow_mut();
-            if pool.bytes + bytes <= POOL_BYTES_MAX
-                && let Some(class) = pool.by_class.get_mut(class_of(pages.len()))
-            {
-                class.push(pages);
+            if pool.bytes + bytes <= POOL_BYTES_MAX {
+                let class = class_of(bytes / PAGE_SIZE);
+                pool.by_class[class].extend(left.take());
                 pool.bytes += bytes;
             }
         });
+        if let Some(memory) = left {
+            memory.free();
+        }
     }
 }
 
 impl Default for Buf {
     /// An empty buffer without memory.
     fn default() -> Self {
-        Self { pages: Box::default(), len: 0 }
+        Self { memory: Memory::Own(Box::default()), len: 0 }
     }
 }
 
@@ -221,5 +297,26 @@ mod tests {
         assert!(Buf::zeroed(5000).iter().all(|&b| b == 0));
         assert_eq!(Buf::scratch(4097).capacity(), 8192);
         assert!(Buf::default().is_empty());
+    }
+
+    #[test]
+    fn large_buffers_come_from_slabs_and_go_back_from_every_thread() {
+        let at = |buf: &Buf| buf.whole().as_ptr() as usize;
+        // A class that no other test uses.
+        let two = || (Buf::scratch(32 << 20), Buf::scratch(32 << 20));
+        let lent = std::thread::spawn(move || {
+            let (mut a, b) = two();
+            a.bytes_mut().fill(7);
+            assert!(b.iter().all(|&byte| byte == 0));
+            assert!(matches!(a.memory, Memory::Slab(_)) && at(&a) % PAGE_SIZE == 0);
+            [at(&a), at(&b)]
+        });
+        let lent = lent.join().unwrap();
+        let (a, b) = two();
+        assert!(lent.contains(&at(&a)) && lent.contains(&at(&b)) && at(&a) != at(&b));
+        // What is too much is plain memory.
+        let many: Vec<Buf> = (0..12).map(|_| Buf::scratch(32 << 20)).collect();
+        assert!(matches!(many[11].memory, Memory::Own(_)));
+        assert!(SLABS_BYTES.load(Ordering::Relaxed) <= SLABS_BYTES_MAX);
     }
 }
