@@ -300,6 +300,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::disallowed_methods, reason = "the pool of a thread that ends")]
     fn large_buffers_come_from_slabs_and_go_back_from_every_thread() {
         let at = |buf: &Buf| buf.whole().as_ptr() as usize;
         // A class that no other test uses.

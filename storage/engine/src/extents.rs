@@ -27,6 +27,12 @@ impl Extents {
     pub(crate) fn contains(&self, extent: &Extent) -> bool {
         self.binary_search_by_key(&extent.first, |e| e.first).is_ok_and(|at| self[at] == *extent)
     }
+    /// Their parts within blocks `[from, to)`.
+    pub(crate) fn within(&self, from: u32, to: u32) -> impl Iterator<Item = Extent> {
+        let first = self.partition_point(|e| e.end() <= from);
+        let extents = self[first..].iter().take_while(move |e| e.first() < to);
+        extents.filter_map(move |e| e.clip(from, to))
+    }
     /// Those that `other` doesn't have.
     pub(crate) fn unlike(&self, other: &Self) -> Vec<Extent> {
         let mut rest = other.iter().peekable();

@@ -101,7 +101,7 @@ impl Index {
         let zeros = |block| crc::zeros(valid_bytes(content.length, block));
         let mut wanted = Wanted { sums: Vec::with_capacity((to - from) as usize), missing: Vec::new() };
         let mut known = Vec::new();
-        for extent in content.within(from, to) {
+        for extent in content.extents.within(from, to) {
             let next = from + wanted.sums.len() as u32;
             wanted.sums.extend((next..extent.first()).map(zeros));
             known.clear();

@@ -72,7 +72,7 @@ impl Inner {
         to: u32,
         priority: Priority,
     ) -> Result<(Buf, Vec<u32>)> {
-        let pieces: Vec<Extent> = content.within(from, to).collect();
+        let pieces: Vec<Extent> = content.extents.within(from, to).collect();
         let mut wanted = self.index.borrow().wanted(content, from, to);
         let _held = self.hold(pieces.iter().map(Extent::at).collect());
         let data = self.read_pieces(&pieces, (from, to), priority);
@@ -99,7 +99,7 @@ impl Inner {
         (from, to): (u32, u32),
         priority: Priority,
     ) -> Result<Buf> {
-        let pieces: Vec<Extent> = content.within(from, to).collect();
+        let pieces: Vec<Extent> = content.extents.within(from, to).collect();
         self.read_pieces(&pieces, (from, to), priority).await
     }
 

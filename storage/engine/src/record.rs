@@ -83,12 +83,6 @@ pub(crate) struct Content {
 }
 
 impl Content {
-    /// The parts of its extents within blocks `[from, to)`.
-    pub(crate) fn within(&self, from: u32, to: u32) -> impl Iterator<Item = Extent> {
-        let first = self.extents.partition_point(|e| e.end() <= from);
-        let extents = self.extents[first..].iter().take_while(move |e| e.first() < to);
-        extents.filter_map(move |e| e.clip(from, to))
-    }
     /// Whether it can be: what is wrong if it can't.
     pub(crate) fn check(&self) -> Result<(), &'static str> {
         if self.length > CHUNK_MAX || self.extents.len() > EXTENTS_MAX {
