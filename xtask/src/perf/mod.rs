@@ -46,10 +46,10 @@ struct Extent {
     #[arg(long)]
     dir: Option<PathBuf>,
     /// Runs of each row and side.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 7)]
     runs: usize,
     /// Seconds of each run.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 4)]
     seconds: u64,
     /// Size of the data set in GiB.
     #[arg(long, default_value_t = DATA_SET_MIN_GIB)]

@@ -132,11 +132,14 @@ struct Line {
     row: Row,
     fio: Option<(Figure, Costs)>,
     own: (Figure, Costs),
+    /// The engine's speed divided by that of the run of fio beside it, ascending.
+    ratios: Vec<f64>,
 }
 
 impl Line {
+    /// The median of the pairs: a disk whose speed drifts meets both of a pair.
     fn ratio(&self) -> Option<f64> {
-        self.fio.as_ref().map(|(fio, _)| self.own.0.per_second() / fio.per_second().max(1e-9))
+        self.ratios.get(self.ratios.len() / 2).copied()
     }
     /// Whether a cache answered.
     fn is_void(&self) -> bool {
@@ -206,20 +209,23 @@ pub(crate) fn run(args: &EngineArgs) -> Result<()> {
     Ok(())
 }
 
-/// Runs fio and the engine in turn, so that what changes on the machine meanwhile meets both.
+/// Runs fio and the engine in turn, the one or the other first.
 fn measure(bench: &Bench, row: Row, runs: usize) -> Result<Line> {
-    let (mut fio, mut own) = (Vec::new(), Vec::new());
-    for _ in 0..runs.max(1) {
-        if !row.fio.is_empty() {
-            fio.push(bench.fio(&row)?);
-        }
-        own.push(bench.engine(&row)?);
+    let (mut fio, mut own, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for run in 0..runs.max(1) {
+        let early = if run % 2 == 1 { Some(bench.engine(&row)?) } else { None };
+        let beside = if row.fio.is_empty() { None } else { Some(bench.fio(&row)?) };
+        let figure = early.map_or_else(|| bench.engine(&row), Ok)?;
+        ratios.extend(beside.as_ref().map(|fio| figure.per_second() / fio.per_second().max(1e-9)));
+        fio.extend(beside);
+        own.push(figure);
     }
+    ratios.sort_by(f64::total_cmp);
     let costs = bench.count_calls(&row)?;
     let fio = if fio.is_empty() { None } else { Some((median(fio), costs.0)) };
-    let line = Line { row, fio, own: (median(own), costs.1) };
+    let line = Line { row, fio, own: (median(own), costs.1), ratios };
     let beside = line.fio.as_ref().map_or(String::new(), |(fio, _)| {
-        format!(", fio {}, ratio {:.2}", page::speed(&row, fio), line.ratio().unwrap_or(0.0))
+        format!(", fio {}, ratio {}", page::speed(&row, fio), page::ratio(&line))
     });
     println!("{}: {}{beside}", row.title, page::speed(&row, &line.own.0));
     Ok(line)

@@ -16,17 +16,21 @@ pub(super) fn speed(row: &Row, figure: &Figure) -> String {
     }
 }
 
+/// The median ratio, and the least and the greatest of a pair.
+pub(super) fn ratio(line: &Line) -> String {
+    match (line.ratio(), line.ratios.first(), line.ratios.last()) {
+        (Some(ratio), Some(least), Some(most)) => format!("{ratio:.2} ({least:.2}–{most:.2})"),
+        _ => "–".to_owned(),
+    }
+}
+
 /// Goals and what was measured, then what an operation costs, as Markdown tables.
 pub(super) fn tables(lines: &[Line]) -> String {
     let mut text = String::from(
         "| what | fio | speed of fio | speed of the engine | ratio | goal | |\n|---|---|---|---|---|---|---|\n",
     );
     for line in lines {
-        let ratio = match line.ratio() {
-            _ if line.is_void() => "void".to_owned(),
-            Some(ratio) => format!("{ratio:.2}"),
-            None => "–".to_owned(),
-        };
+        let ratio = if line.is_void() { "void".to_owned() } else { ratio(line) };
         let goal = match line.row.goal {
             Goal::OfFio(least) => format!("≥ {least:.2} of fio"),
             Goal::PerSecond(least) => format!("≥ {least:.0}/s"),
@@ -92,7 +96,8 @@ pub(super) fn write(tables: &str, args: &EngineArgs) -> Result<()> {
          - 1 MiB writes: fio has 16 in flight, and up to 16 more that are written but not flushed; the engine has\n  \
          32 unanswered, which are durable when they are.\n\
          - Data set: {} GiB a side in chunks of 1 MiB. Medians of {} runs of {} s, fio and the engine in turn,\n  \
-         caches dropped before each.\n\
+         one or the other first, caches dropped before each. A ratio is that of a pair of runs: their median,\n  \
+         the least and the greatest.\n\
          - Every read is compared with its checksums, every payload with those that came with it.\n\
          - Every update is durable when it is answered; then it is committed (logged, not flushed), as in a\n  \
          chain of one replica. fio flushes after 16 writes (`--fdatasync=16`), or each (`--sync=dsync`).\n\
