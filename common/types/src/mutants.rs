@@ -168,6 +168,8 @@ pub const ALL: &[Mutant] = planted! {
         ("ember-craq::rules" "r12_a_record_that_a_sync_overwrites_is_forgotten")
     r12_repeat_runs_beside "a repeat does not join the update under way"
         ("ember-craq::rules" "r12_a_repeat_joins_the_update_under_way")
+    r12_dropped_update_keeps_its_writer "the writer's record of an update that a start dropped still counts"
+        ("ember-engine::rules" "r12_a_dropped_update_says_nothing_of_its_writer")
     r12_older_record_replaces_newer "an older sequence replaces a writer's record"
         ("ember-engine::rules" "r12_writers_are_remembered_with_their_pending_version")
     r12_ended_session_revives "a client session that has ended is extended"
@@ -206,6 +208,8 @@ pub const ALL: &[Mutant] = planted! {
         ("ember-engine::rules" "r17_nothing_is_appended_over_bytes_once_written")
     r17_append_behind_failed_write "an append goes where a write has failed"
         ("ember-engine::rules" "r17_nothing_is_appended_behind_a_failed_write")
+    r17_failed_write_stays_in_the_log "a record stays in its frame though its data could not be written"
+        ("ember-engine::rules" "r17_an_update_whose_data_failed_is_in_no_frame")
     r17_unwritten_space_is_settled "space that was never written counts as written and flushed before"
         ("ember-engine::flushes" "a_slot_is_settled_by_its_first_write_and_unsettled_when_it_is_given_back")
     r17_space_given_back_stays_settled "space that was given back counts as written and flushed before"

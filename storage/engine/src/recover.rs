@@ -20,7 +20,7 @@ use crate::used::Used;
 use ember_rt::disk::Priority;
 use ember_rt::select::yield_now;
 use ember_types::checksum::crc32c;
-use ember_types::{ChunkId, Status, WriterRecord};
+use ember_types::{ChunkId, Status, WriterRecord, mutant};
 
 /// Chunks that are checked between two turns of the reactor's other tasks.
 const CHUNKS_AT_ONCE: usize = 2048;
@@ -219,7 +219,10 @@ async fn apply_unconfirmed(files: &Files, loaded: &mut Loaded, frame: &Frame) ->
             loaded.recovery.dropped.push(chunk);
             // What the frame says of writers is undone too: a repeat must not be answered by it (R12).
             let void = |w: &WriterRecord| WriterRecord { status: Status::Aborted, ..*w };
-            let writers: Vec<WriterRecord> = writers.iter().map(void).collect();
+            let mut writers: Vec<WriterRecord> = writers.iter().map(void).collect();
+            if mutant!(r12_dropped_update_keeps_its_writer) {
+                writers.clear();
+            }
             let entry = loaded.index.get(chunk).cloned();
             let mut corrections = match entry {
                 Some(entry) => vec![Record::Put { chunk, entry, runs: Vec::new(), writers: Vec::new() }],

@@ -170,6 +170,36 @@ fn r12_writers_are_remembered_with_their_pending_version() {
     assert!(target.engine.writer(tag(0).client, tag(0).channel).is_none());
 }
 
+/// A start undoes the update for good: also for one that reads the same log once more.
+#[test]
+fn r12_a_dropped_update_says_nothing_of_its_writer() {
+    let target = Target::new(18);
+    target.written();
+    let update =
+        Prepare { writer: Some(tag(5)), ..request(chunk(1), NONE, version(1), write(0, &[1; 4096])) };
+    target.prepare(update).unwrap();
+    let (file, at, _) = target.written().remove(0);
+    drop(target.engine);
+    let mut world = target.world.kill();
+    world.disk.borrow_mut().edit(&file, |bytes| bytes[at as usize] ^= 1);
+    for start in 0..2 {
+        let newest = |names: Vec<(String, usize)>| {
+            names.into_iter().map(|(name, _)| name).filter(|name| name.contains("/checkpoint-")).max()
+        };
+        let before = newest(world.disk.borrow().files());
+        let (engine, recovery) = world.must(world.open(config())).unwrap();
+        assert_eq!(recovery.dropped.len(), 1 - start);
+        assert!(engine.state(chunk(1)).is_none());
+        let (_, record) = engine.writer(tag(5).client, tag(5).channel).unwrap();
+        assert_eq!((record.tag, record.status), (tag(5), Status::Aborted));
+        drop(engine);
+        world = world.kill();
+        // The checkpoint that this start made didn't reach the disk.
+        let made = newest(world.disk.borrow().files()).filter(|name| Some(name) != before.as_ref()).unwrap();
+        world.disk.borrow_mut().unlink(&made);
+    }
+}
+
 #[test]
 fn r13_late_copies_of_an_aborted_version_are_refused() {
     let mut target = Target::new(5);
@@ -315,6 +345,30 @@ fn r17_nothing_is_appended_behind_a_failed_write() {
     // The failed write may still reach the disk one day.
     target.prepare(request(id, version(1), attempt(2, 2), write(40 << 10, &[3; 4096]))).unwrap();
     assert_ne!(target.written()[0], ("targets/7/data-64k".to_owned(), 40 << 10, 4096));
+}
+
+/// Recovery checks the data of the newest frame only: an older one may tell of nothing that isn't there.
+#[test]
+fn r17_an_update_whose_data_failed_is_in_no_frame() {
+    let target = Target::new(17);
+    target.put(chunk(1), 0, write(0, &[1; 4096]));
+    let before = target.engine.counters().batches;
+    target.world.disk.borrow_mut().fail_writes = Some("/data-");
+    let both = [
+        request(chunk(2), NONE, version(1), write(0, &[2; 4096])),
+        request(chunk(3), NONE, version(1), Update::Truncate { length: 0 }),
+    ];
+    let [failed, done] = &target.world.must(join_all(both.map(|update| target.engine.prepare(update))))[..]
+    else {
+        panic!("two answers")
+    };
+    assert!(matches!(failed, Err(EngineError::Io { .. })) && done.is_ok(), "{failed:?}, {done:?}");
+    assert_eq!(target.engine.counters().batches, before + 1, "they share a frame");
+    target.world.disk.borrow_mut().fail_writes = None;
+    target.put(chunk(4), 0, write(0, &[4; 4096]));
+    let target = target.crash();
+    assert!(target.engine.state(chunk(2)).is_none());
+    assert!(target.engine.state(chunk(3)).is_some() && target.engine.state(chunk(4)).is_some());
 }
 
 #[test]
