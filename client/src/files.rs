@@ -29,6 +29,9 @@ pub struct Opened {
 impl Client {
     /// Opens a file.
     pub async fn open(&self, inode: InodeId, flags: OpenFlags, options: &MetaOptions) -> Result<Opened> {
+        if flags.truncate {
+            self.settle_writes_of(inode).await;
+        }
         let handle = self.0.shared.new_open();
         let session = session_of(self.0.shared.id(), handle);
         self.opened(handle, flags, Operation::Open { inode, flags, session }, options).await
@@ -72,12 +75,24 @@ impl Client {
         Ok(Opened { file, attributes, created })
     }
 
-    /// Tells meta what was written so far, as close(2) promises it to those who open the file next, without
-    /// making it durable. `None`: meta knew everything.
+    /// Waits for accepted writes and tells meta what was written so far, as close(2) promises it to those who
+    /// open the file next, without making its metadata durable. `None`: meta knew everything.
     pub async fn flush(&self, file: &OpenFile) -> Result<Option<Attributes>> {
         let state = file.state();
-        let Some(written) = state.unsettled() else { return Ok(None) };
-        self.settle(state, written).await.map(Some)
+        self.settle_writes(state).await;
+        let settled = match state.unsettled() {
+            Some(written) => self.settle(state, written).await.map(Some),
+            None => Ok(None),
+        };
+        file.report()?;
+        settled
+    }
+
+    /// Waits for accepted writes of an inode that may be open in this process; returns its state if it is.
+    async fn settle_writes_of(&self, inode: InodeId) -> Option<Arc<FileState>> {
+        let state = self.0.shared.open_state(inode)?;
+        self.settle_writes(&state).await;
+        Some(state)
     }
 
     async fn settle(&self, state: &FileState, written: Written) -> Result<Attributes> {
@@ -89,9 +104,10 @@ impl Client {
         Ok(attributes)
     }
 
-    /// Settles the length of a file and makes its metadata durable. Data are durable already.
+    /// Waits for accepted writes of a file, settles its length and makes its metadata durable. Whether a write failed
+    /// is told by [`OpenFile::report`], to each open for itself.
     pub async fn fsync(&self, inode: InodeId) -> Result<Attributes> {
-        let state = self.0.shared.open_state(inode);
+        let state = self.settle_writes_of(inode).await;
         let written = state.as_ref().and_then(|state| state.unsettled());
         let attributes = self.meta_entry(Operation::Sync { inode, written }, &MetaOptions::root()).await?;
         self.0.shared.saw(&attributes);
@@ -105,8 +121,11 @@ impl Client {
     }
 
     /// Ends an open. What was written is settled; the last open of an unlinked file lets its data go. The
-    /// answer is what meta knows afterwards.
+    /// answer is what meta knows afterwards. The open has ended also if it fails.
     pub async fn close(&self, handle: u64) -> Result<Attributes> {
+        if let Some(file) = self.0.shared.open(handle) {
+            self.settle_writes(file.state()).await;
+        }
         let Some(file) = self.0.shared.remove_open(handle) else {
             return Err(ClientError::new(Status::BadHandle, format!("no open file has the handle {handle}")));
         };
@@ -119,6 +138,7 @@ impl Client {
             state.settled(written);
         }
         state.refresh(&attributes);
+        file.report()?;
         Ok(attributes)
     }
 
@@ -138,18 +158,17 @@ impl Client {
         }
     }
 
-    /// Changes attributes. What was written before is settled first if a length is set, so that the cut is
-    /// the later of the two.
+    /// Changes attributes. What was written before is settled first if a length or time is set, so that the change
+    /// is the later of the two.
     pub async fn set_attributes(
         &self,
         inode: InodeId,
         set: SetAttributes,
         options: &MetaOptions,
     ) -> Result<Attributes> {
-        let state = self.0.shared.open_state(inode);
-        let unsettled = state.and_then(|state| state.unsettled().map(|written| (state, written)));
-        if let Some((state, written)) = unsettled
-            && (set.length.is_some() || set.modified.is_some())
+        if (set.length.is_some() || set.modified.is_some())
+            && let Some(state) = self.settle_writes_of(inode).await
+            && let Some(written) = state.unsettled()
         {
             self.settle(&state, written).await?;
         }

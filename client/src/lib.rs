@@ -1,10 +1,12 @@
 //! The client library: metadata and data of an EmberFS cluster for the FUSE daemon, tools and programs.
 //!
-//! It caches routing and open files, never data. Invariants: a write is sent under one tag until it is
-//! answered, so it happens once (R12); bytes handed out were verified against their checksums here; what was
-//! written here is seen here at once, whatever meta has heard of; an operation ends within its deadline.
+//! It caches routing and open files, never data; writes that a program doesn't wait for are held until they are
+//! answered. Invariants: a write is sent under one tag until it is answered, so it happens once (R12); bytes handed
+//! out were verified against their checksums here; what was written here is seen here at once, whatever meta has heard
+//! of; an operation ends within its deadline.
 #![forbid(unsafe_code)]
 
+mod behind;
 mod channels;
 mod config;
 mod error;
@@ -28,6 +30,7 @@ pub use shared::Shared;
 pub use write::ChunkUpdate;
 
 use channels::Channels;
+use ember_rt::sync::Semaphore;
 use ember_rt::{Rt, SharedBuf};
 use ember_types::NodeId;
 use mgmtd::RoutingCache;
@@ -47,6 +50,8 @@ struct Inner {
     routing: RoutingCache,
     pool: ember_net::Pool,
     channels: Channels,
+    /// Room for accepted writes, in KiB.
+    behind: Arc<Semaphore>,
     /// Payload bytes asked from each node and not yet answered: reads go where the fewest are.
     outstanding: RefCell<BTreeMap<NodeId, u64>>,
     zeros: SharedBuf,
@@ -65,6 +70,7 @@ impl Client {
         pool: ember_net::Pool,
     ) -> Self {
         let channels = Channels::new(shared.clone(), config.writes_max);
+        let behind = Arc::new(Semaphore::new(config.write_behind_kib as usize));
         Self(Rc::new(Inner {
             rt,
             config,
@@ -72,6 +78,7 @@ impl Client {
             routing,
             pool,
             channels,
+            behind,
             outstanding: RefCell::default(),
             zeros: ember_rt::Buf::zeroed(ZEROS).into(),
         }))

@@ -1,11 +1,16 @@
 //! Open files: what this process knows of an inode, and of one open of it.
 
+use crate::behind::Behind;
+use crate::error::{ClientError, Result};
 use crate::seen::rank;
 use crate::shared::lock;
 use ember_types::file::Attributes;
-use ember_types::{Capability, ClientId, DataId, InodeId, Instant, Layout, SessionId, UnixTime, mutant};
+use ember_types::{
+    Capability, ClientId, DataId, InodeId, Instant, Layout, SessionId, Status, UnixTime, mutant,
+};
 use ember_wire::meta::{OpenFlags, Written};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// What this process knows of an inode with open handles; shared by all of them, so that the length is exact
@@ -14,6 +19,7 @@ use std::time::Duration;
 pub struct FileState {
     inode: InodeId,
     known: Mutex<Known>,
+    behind: Behind,
 }
 
 #[derive(Clone, Debug)]
@@ -41,7 +47,11 @@ impl FileState {
             rank: rank(attributes),
             unsettled: None,
         };
-        Self { inode: attributes.inode, known: Mutex::new(known) }
+        Self { inode: attributes.inode, known: Mutex::new(known), behind: Behind::default() }
+    }
+    /// Its writes that nobody waits for.
+    pub(crate) fn behind(&self) -> &Behind {
+        &self.behind
     }
     /// Which inode.
     pub fn inode(&self) -> InodeId {
@@ -87,6 +97,16 @@ impl FileState {
         let (data, truncate_version) = (known.data, known.truncate_version);
         known.layout.map(|layout| Place { data, layout, truncate_version })
     }
+    /// Where the data lie, if `length` bytes at `offset` can be written.
+    pub(crate) fn place_for(&self, offset: u64, length: u64) -> Result<Place> {
+        let Some(place) = self.place() else {
+            return Err(ClientError::new(Status::InvalidArgument, "the inode has no data"));
+        };
+        if offset.saturating_add(length) > place.layout.max_file_length() {
+            return Err(ClientError::new(Status::FileTooLarge, "beyond the largest file of this chunk size"));
+        }
+        Ok(place)
+    }
     /// Notes a write that ended at `end` and began under `truncate_version`. One that a truncation overtook
     /// counts as done before it.
     pub(crate) fn wrote(&self, end: u64, truncate_version: u64, now: UnixTime) {
@@ -94,8 +114,8 @@ impl FileState {
         if known.truncate_version != truncate_version {
             return;
         }
-        let before = known.unsettled.map_or(0, |(end, _)| end);
-        known.unsettled = Some((before.max(end), now));
+        let (before, latest) = known.unsettled.unwrap_or((0, now));
+        known.unsettled = Some((before.max(end), latest.max(now)));
         known.length = known.length.max(end);
     }
     /// What meta must be told, if anything.
@@ -135,6 +155,8 @@ pub struct OpenFile {
     session: SessionId,
     flags: OpenFlags,
     grant: Mutex<Grant>,
+    /// Failures of writes of the file that this open has been told of, or that were before it.
+    failures_told: AtomicU64,
 }
 
 /// The right to the data, and when to renew it.
@@ -166,7 +188,16 @@ impl OpenFile {
         flags: OpenFlags,
         grant: Grant,
     ) -> Self {
-        Self { state, handle, session, flags, grant: Mutex::new(grant) }
+        let failures_told = AtomicU64::new(state.behind.failures());
+        Self { state, handle, session, flags, grant: Mutex::new(grant), failures_told }
+    }
+    /// Fails if a write of [`Client::write_behind`](crate::Client::write_behind) to the file has failed since this
+    /// open began, through whichever open; once for each failure, or for several at once.
+    pub fn report(&self) -> Result<()> {
+        let told = self.failures_told.load(Ordering::Relaxed);
+        let Some((failures, error)) = self.state.behind.failure_since(told) else { return Ok(()) };
+        self.failures_told.store(failures, Ordering::Relaxed);
+        Err(error)
     }
     /// The inode's state, shared with the other opens of it.
     pub fn state(&self) -> &FileState {

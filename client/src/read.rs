@@ -30,10 +30,11 @@ impl Client {
         let inner = &*self.0;
         let state = file.state();
         let end = offset.saturating_add(length).min(state.length());
-        let Some(place) = state.place() else { return Ok(Vec::new()) };
         if offset >= end {
             return Ok(Vec::new());
         }
+        self.settle_bytes(state, offset..end).await;
+        let Some(place) = state.place() else { return Ok(Vec::new()) };
         let chains = inner.chains(&place.layout).await?;
         let pieces: Vec<Piece> = place.layout.pieces(place.data, offset, end - offset).collect();
         let deadline = inner.deadline();

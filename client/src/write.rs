@@ -30,14 +30,18 @@ pub struct ChunkUpdate {
 impl Client {
     /// Writes all of `data` at `offset`. When it returns the bytes are durable on every serving replica.
     pub async fn write(&self, file: &OpenFile, offset: u64, data: SharedBuf) -> Result<()> {
-        let inner = &*self.0;
-        let Some(place) = file.state().place() else {
-            return Err(ClientError::new(Status::InvalidArgument, "the inode has no data"));
-        };
+        let state = file.state();
         let end = offset.saturating_add(data.len() as u64);
-        if end > place.layout.max_file_length() {
-            return Err(ClientError::new(Status::FileTooLarge, "beyond the largest file of this chunk size"));
-        }
+        self.settle_bytes(state, offset..end).await;
+        let truncate_version = self.store(file, offset, data).await?;
+        state.wrote(end, truncate_version, self.0.rt.unix_now());
+        Ok(())
+    }
+
+    /// Brings bytes to the chunks' chains; returns the file's truncate version that it began under.
+    pub(crate) async fn store(&self, file: &OpenFile, offset: u64, data: SharedBuf) -> Result<u64> {
+        let inner = &*self.0;
+        let place = file.state().place_for(offset, data.len() as u64)?;
         let chains = inner.chains(&place.layout).await?;
         let pieces: Vec<Piece> = place.layout.pieces(place.data, offset, data.len() as u64).collect();
         let writes = pieces.iter().map(|piece| {
@@ -54,8 +58,7 @@ impl Client {
         for written in join_all(writes).await {
             written?;
         }
-        file.state().wrote(end, place.truncate_version, inner.rt.unix_now());
-        Ok(())
+        Ok(place.truncate_version)
     }
 
     async fn write_piece(&self, file: &OpenFile, update: ChunkUpdate) -> Result<()> {

@@ -19,6 +19,8 @@ pub(crate) const O_EXCL: u32 = OFlags::EXCL.bits();
 pub(crate) const O_TRUNC: u32 = OFlags::TRUNC.bits();
 pub(crate) const O_APPEND: u32 = OFlags::APPEND.bits();
 pub(crate) const O_DIRECT: u32 = OFlags::DIRECT.bits();
+/// Set with O_SYNC as well.
+pub(crate) const O_DSYNC: u32 = OFlags::DSYNC.bits();
 
 /// What stat(2) recommends for a read or write, in bytes: programs that buffer by it (stdio) make fewer requests.
 const IO_SIZE: u32 = 64 << 10;

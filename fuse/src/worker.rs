@@ -68,7 +68,10 @@ pub(crate) async fn run(rt: Rt, parts: WorkerParts) -> Result<(), Error> {
     };
     let received = match select3(&mut stop, lost, receiver.receive()).await {
         // Stopped: what is in progress fails with the channel.
-        Either3::First(_) => return Ok(()),
+        Either3::First(_) => {
+            end_writes(&fs).await;
+            return Ok(());
+        }
         Either3::Second(error) => return Err(error.into()),
         Either3::Third(received) => received,
     };
@@ -76,6 +79,7 @@ pub(crate) async fn run(rt: Rt, parts: WorkerParts) -> Result<(), Error> {
     if rt.timeout(CLEAN_UP, whole).await.is_err() {
         tracing::warn!("requests of the ended mount are given up");
     }
+    end_writes(&fs).await;
     if let Some(session) = session {
         close_all(&fs).await;
         session.end(&rt).await;
@@ -120,6 +124,13 @@ impl Session {
         if rt.timeout(FAREWELL, told).await.is_err() {
             tracing::debug!("mgmtd doesn't answer the farewell: the session expires");
         }
+    }
+}
+
+/// Waits for the writes that this thread accepted and nobody waits for.
+async fn end_writes(fs: &Fs) {
+    if fs.rt.timeout(CLEAN_UP, fs.client.behind_ended()).await.is_err() {
+        tracing::error!("accepted writes are given up: the cluster does not answer");
     }
 }
 

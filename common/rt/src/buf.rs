@@ -19,23 +19,38 @@ const POOLED_BUF_MAX: usize = 64 << 20;
 #[repr(C, align(4096))]
 struct Page([u8; PAGE_SIZE]);
 
-/// Classes of buffers, 64 KiB to 64 MiB, that are cut from slabs of huge pages: the device gets few long segments
-/// where scattered pages make hundreds, and the kernel pins them faster.
-const SLAB_CLASSES: RangeInclusive<usize> = 4..=14;
+/// Classes of buffers, 4 KiB to 64 MiB, that are cut from slabs of huge pages: the device gets few long segments
+/// where scattered pages make hundreds, and a driver can register the slabs with the kernel once and for all.
+const SLAB_CLASSES: RangeInclusive<usize> = 0..=14;
 /// Bytes of a slab, unless one buffer is larger: a huge page.
 const SLAB_BYTES: usize = 2 << 20;
 /// Bytes of all slabs of a process; they are kept for good. Beyond, buffers are plain memory.
 const SLABS_BYTES_MAX: usize = 256 << 20;
 
+/// Slabs of a process at most.
+pub const SLABS_MAX: usize = SLABS_BYTES_MAX / SLAB_BYTES;
+
 static SLABS_BYTES: AtomicUsize = AtomicUsize::new(0);
-/// Parts of slabs that no thread's pool holds.
-static SPARE: Mutex<[Vec<&'static mut [Page]>; CLASSES]> = Mutex::new([const { Vec::new() }; CLASSES]);
+/// The addresses of each slab.
+static SLABS: Mutex<Vec<Range<usize>>> = Mutex::new(Vec::new());
+/// Parts of slabs that no thread's pool holds, with the number of their slab.
+static SPARE: Mutex<[Vec<Part>; CLASSES]> = Mutex::new([const { Vec::new() }; CLASSES]);
+
+/// A buffer's part of a slab, and the slab's number.
+type Part = (&'static mut [Page], u16);
+
+/// The addresses of the slabs from number `from` on, in order of their numbers. They are mapped for as long as the
+/// process lives; what is in them belongs to the buffers.
+pub fn slabs(from: usize) -> Vec<Range<usize>> {
+    SLABS.lock().unwrap_or_else(PoisonError::into_inner).get(from..).unwrap_or_default().to_vec()
+}
 
 const CLASSES: usize = 16;
 
 enum Memory {
     Own(Box<[Page]>),
-    Slab(&'static mut [Page]),
+    /// With the number of the slab.
+    Slab(&'static mut [Page], u16),
 }
 
 impl Memory {
@@ -45,8 +60,8 @@ impl Memory {
             if spare[class].is_empty() {
                 spare[class].extend(slab(class));
             }
-            if let Some(pages) = spare[class].pop() {
-                return Self::Slab(pages);
+            if let Some((pages, number)) = spare[class].pop() {
+                return Self::Slab(pages, number);
             }
         }
         Self::Own(<[Page]>::new_box_zeroed_with_elems(1 << class).expect("memory for an I/O buffer"))
@@ -54,26 +69,26 @@ impl Memory {
     fn pages(&self) -> &[Page] {
         match self {
             Self::Own(pages) => pages,
-            Self::Slab(pages) => pages,
+            Self::Slab(pages, _) => pages,
         }
     }
     fn pages_mut(&mut self) -> &mut [Page] {
         match self {
             Self::Own(pages) => pages,
-            Self::Slab(pages) => pages,
+            Self::Slab(pages, _) => pages,
         }
     }
     /// Nobody needs it at the moment.
     fn free(self) {
-        if let Self::Slab(pages) = self {
+        if let Self::Slab(pages, number) = self {
             let class = class_of(pages.len());
-            SPARE.lock().unwrap_or_else(PoisonError::into_inner)[class].push(pages);
+            SPARE.lock().unwrap_or_else(PoisonError::into_inner)[class].push((pages, number));
         }
     }
 }
 
 /// The buffers of a new slab; none if there are enough of them, or no memory.
-fn slab(class: usize) -> impl Iterator<Item = &'static mut [Page]> {
+fn slab(class: usize) -> impl Iterator<Item = Part> {
     let bytes = SLAB_BYTES.max(PAGE_SIZE << class);
     let more = |all: usize| Some(all + bytes).filter(|all| *all <= SLABS_BYTES_MAX);
     let pages = SLABS_BYTES.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().and_then(|_| {
@@ -83,7 +98,14 @@ fn slab(class: usize) -> impl Iterator<Item = &'static mut [Page]> {
         let map: &'static mut MmapMut = Box::leak(Box::new(map));
         <[Page]>::mut_from_bytes(&mut map[..]).ok()
     });
-    pages.unwrap_or_default().chunks_exact_mut(1 << class)
+    let pages = pages.unwrap_or_default();
+    let mut slabs = SLABS.lock().unwrap_or_else(PoisonError::into_inner);
+    let number = slabs.len() as u16;
+    if !pages.is_empty() {
+        let start = pages.as_ptr().addr();
+        slabs.push(start..start + bytes);
+    }
+    pages.chunks_exact_mut(1 << class).map(move |part| (part, number))
 }
 
 struct Pool {
@@ -162,6 +184,13 @@ impl Buf {
     pub fn set_len(&mut self, len: usize) {
         assert!(len <= self.capacity(), "{len} bytes in a buffer of {}", self.capacity());
         self.len = len;
+    }
+    /// The number of the slab that it is part of (see [`slabs`]), if it is.
+    pub fn slab(&self) -> Option<u16> {
+        match self.memory {
+            Memory::Slab(_, number) => Some(number),
+            Memory::Own(_) => None,
+        }
     }
     /// The bytes in use.
     pub fn bytes(&self) -> &[u8] {
@@ -242,6 +271,10 @@ impl SharedBuf {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} bytes", self.len);
         Self { buf: self.buf.clone(), start: self.start + range.start, len: range.end - range.start }
     }
+    /// The number of the slab that it is part of (see [`slabs`]), if it is.
+    pub fn slab(&self) -> Option<u16> {
+        self.buf.slab()
+    }
     /// Whether the first byte is page-aligned in memory, as O_DIRECT needs.
     pub fn is_aligned(&self) -> bool {
         self.start.is_multiple_of(PAGE_SIZE)
@@ -309,7 +342,9 @@ mod tests {
             let (mut a, b) = two();
             a.bytes_mut().fill(7);
             assert!(b.iter().all(|&byte| byte == 0));
-            assert!(matches!(a.memory, Memory::Slab(_)) && at(&a) % PAGE_SIZE == 0);
+            assert!(matches!(a.memory, Memory::Slab(..)) && at(&a) % PAGE_SIZE == 0);
+            let slab = slabs(a.slab().unwrap().into()).remove(0);
+            assert!(slab.contains(&at(&a)) && at(&a) + a.capacity() <= slab.end);
             [at(&a), at(&b)]
         });
         let lent = lent.join().unwrap();

@@ -16,7 +16,7 @@ pub mod watch;
 
 mod handle;
 
-pub use buf::{Buf, PAGE_SIZE, SharedBuf};
+pub use buf::{Buf, PAGE_SIZE, SLABS_MAX, SharedBuf, slabs};
 pub use handle::{Clock, LocalBoxFuture, Rng, Rt, RtParts, SendTask, Spawn};
 pub use net::Addr;
 

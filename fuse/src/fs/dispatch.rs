@@ -167,7 +167,8 @@ impl Fs {
                 self.go(unique, slot, async move { fs.create(&caller, node, name, args).await });
             }
             &Op::Flush(args) => self.go(unique, slot, async move { fs.flush(node, args.fh).await }),
-            Op::Fsync(_) | Op::Fsyncdir(_) => self.go(unique, slot, async move { fs.fsync(node).await }),
+            &Op::Fsync(args) => self.go(unique, slot, async move { fs.fsync_file(node, args.fh).await }),
+            Op::Fsyncdir(_) => self.go(unique, slot, async move { fs.fsync(node).await }),
             &Op::Release(args) => self.go(unique, slot, async move { fs.release(args.fh).await }),
             Op::Syncfs => self.go(unique, slot, async move { fs.syncfs().await }),
             _ => self.go(unique, slot, async { Err(Errno::NOSYS) }),

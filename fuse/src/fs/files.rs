@@ -2,7 +2,7 @@
 
 use super::{Answer, Fs, Outcome, fail};
 use crate::caller::Caller;
-use crate::convert::{self, O_APPEND, O_DIRECT, O_EXCL, O_TRUNC};
+use crate::convert::{self, O_APPEND, O_DIRECT, O_DSYNC, O_EXCL, O_TRUNC};
 use ember_client::{OpenFile, Opened};
 use ember_fuse_kernel::abi::{CreateIn, OpenIn, OpenOut, ReadIn, WriteIn, flag, fopen};
 use ember_fuse_kernel::{Channel, Errno, Notification, Reply};
@@ -153,7 +153,13 @@ impl Fs {
             self.clear_set_id(caller, inode).await.map_err(fail)?;
         }
         let size = args.size;
-        self.client.write(&file, args.offset, data).await.map_err(fail)?;
+        // Pages of a mapping are written back while nobody waits for a single one, and the kernel counts on the answer.
+        let waits = args.flags & (O_DIRECT | O_DSYNC) != 0 || args.write_flags & flag::WRITE_CACHE != 0;
+        let written = match waits {
+            true => self.client.write(&file, args.offset, data).await,
+            false => self.client.write_behind(&file, args.offset, data).await,
+        };
+        written.map_err(fail)?;
         self.common.known.wrote(inode, args.offset.saturating_add(size.into()));
         self.common.metrics.written.inc_by(size.into());
         Ok(Reply::written(size).into())
@@ -172,6 +178,14 @@ impl Fs {
         let attributes = self.client.fsync(inode).await.map_err(fail)?;
         self.common.known.own_change(&attributes);
         Ok(Reply::ok().into())
+    }
+
+    /// fsync(2) of an open file: fails also if a write of it that returned has failed since.
+    pub(super) async fn fsync_file(&self, inode: InodeId, handle: u64) -> Outcome {
+        let file = self.file(handle, inode)?;
+        let done = self.fsync(inode).await?;
+        file.report().map_err(fail)?;
+        Ok(done)
     }
 
     /// Settles every file that is open for writing.

@@ -77,13 +77,23 @@ enum Part {
 
 /// The rows: what is done, and by whom beside fio on the disk.
 fn rows() -> Vec<(Pattern, Vec<Side>)> {
-    let pattern =
-        |name, block, depth, random, write, sync| Pattern { name, block, depth, random, write, sync };
+    let pattern = |name, block, depth, random, write, sync| Pattern {
+        name,
+        block,
+        depth,
+        random,
+        write,
+        sync,
+        stream: false,
+    };
     let both = || vec![Side::Native, Side::Mount];
+    let sequential = pattern("1 MiB sequential write, depth 16", 1 << 20, 16, false, true, Sync::DataEvery16);
+    let stream = Pattern { name: "the same, one stream through the page cache", stream: true, ..sequential };
     vec![
         (pattern("1 MiB sequential read, depth 16", 1 << 20, 16, false, false, Sync::None), both()),
         (pattern("4 KiB random read, depth 32", 4096, 32, true, false, Sync::None), both()),
-        (pattern("1 MiB sequential write, depth 16", 1 << 20, 16, false, true, Sync::DataEvery16), both()),
+        (sequential, both()),
+        (stream, vec![Side::Mount]),
         (pattern("4 KiB random overwrite, depth 16", 4096, 16, true, true, Sync::Each), vec![Side::Native]),
     ]
 }

@@ -72,7 +72,8 @@ pub(super) fn write(table: &str, args: &PerfArgs) -> Result<()> {
          before each.\n\
          - \"mount\" is fio with the same options on a file of the mount. \"native client\" is `ember bench`: one\n  \
          thread; a write is durable on every replica when it is answered.\n\
-         - 1 MiB writes: fio and the mount with `--fdatasync=16`. 4 KiB overwrites: fio with `--sync=dsync`.\n\
+         - 1 MiB writes: fio and the mount with `--fdatasync=16`. One stream: on the mount `--ioengine=psync\n  \
+         --direct=0`, against the same yardstick. 4 KiB overwrites: fio with `--sync=dsync`.\n\
          - CPU is that of the whole machine during the run: client, daemons, kernel.\n\
          - A row is void if less than {FROM_DISK_MIN} of its bytes came from or went to the disk\n  \
          (`/proc/diskstats`).\n\n\

@@ -31,6 +31,8 @@ pub(super) struct Pattern {
     pub(super) random: bool,
     pub(super) write: bool,
     pub(super) sync: Sync,
+    /// On the mount it is one program that writes one block after the other, without O_DIRECT.
+    pub(super) stream: bool,
 }
 
 /// Who does it.
@@ -99,8 +101,15 @@ impl Bench<'_> {
     /// Writes the files that are read and written over.
     pub(super) fn prepare(&self) -> Result<()> {
         let size = self.size.to_string();
-        let whole =
-            Pattern { name: "", block: 1 << 20, depth: 16, random: false, write: true, sync: Sync::None };
+        let whole = Pattern {
+            name: "",
+            block: 1 << 20,
+            depth: 16,
+            random: false,
+            write: true,
+            sync: Sync::None,
+            stream: false,
+        };
         run_fio(&self.fio_args(whole, &self.disk_file(), None)?)?;
         for file in [READ, WRITE] {
             let words = ["bench", "write", "--file", file, "--block", "1048576", "--depth", "16"];
@@ -115,7 +124,7 @@ impl Bench<'_> {
         drop_caches()?;
         let before = self.meter.read()?;
         let (bytes, operations, seconds) = match side {
-            Side::Disk => self.fio(pattern, self.disk_file())?,
+            Side::Disk => self.fio(Pattern { stream: false, ..pattern }, self.disk_file())?,
             Side::Mount if pattern.write => self.fio(pattern, self.cluster.mount().join(MOUNT_WRITE))?,
             Side::Mount => self.fio(pattern, self.cluster.mount().join(READ))?,
             Side::Native => self.native(pattern)?,
@@ -145,15 +154,20 @@ impl Bench<'_> {
             format!("--filename={file}"),
             format!("--rw={direction}"),
             format!("--bs={}", pattern.block),
-            format!("--iodepth={}", pattern.depth),
             format!("--size={}", self.size),
-            "--ioengine=io_uring".into(),
-            "--direct=1".into(),
             "--fallocate=none".into(),
             "--norandommap".into(),
             "--randrepeat=0".into(),
             "--output-format=json".into(),
         ];
+        match pattern.stream {
+            true => args.extend(["--ioengine=psync".into(), "--direct=0".into()]),
+            false => args.extend([
+                "--ioengine=io_uring".into(),
+                "--direct=1".into(),
+                format!("--iodepth={}", pattern.depth),
+            ]),
+        }
         match pattern.sync {
             Sync::None => {}
             Sync::DataEvery16 => args.push("--fdatasync=16".into()),

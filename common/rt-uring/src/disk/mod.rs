@@ -1,9 +1,9 @@
 //! Disks: a directory each, driven by a ring of its own.
 //!
 //! [`submit`](Disk::submit) queues. The ring is fed when the task that waits in [`ready`](Disk::ready) runs
-//! next, which is after every task that could run has run, or when [`SUBMIT_AT`] operations wait: so a system call
-//! starts several, and the device doesn't wait until all tasks of a turn have run. A completion wakes that task
-//! through the ring's descriptor.
+//! next, which is after every task that could run has run, or when [`SUBMIT_AT`] operations wait, or one for an idle
+//! device: so a system call may start several, and the device doesn't wait until all tasks of a turn have run. A
+//! completion wakes that task through the ring's descriptor.
 
 mod files;
 mod map;
@@ -31,8 +31,9 @@ use tokio::io::unix::AsyncFd;
 /// Operations that may wait for the device; above it they end with an error.
 const WAITING_MAX: usize = 65_536;
 
-/// As many operations go to the kernel at once rather than at the end of the reactor's turn.
-const SUBMIT_AT: usize = 8;
+/// As many operations go to the kernel at once rather than at the end of the reactor's turn. A device behind a
+/// hypervisor ends what it has in one go: it is idle then until the first of the next comes.
+const SUBMIT_AT: usize = 2;
 
 /// Opens disks on this machine.
 pub(crate) struct UringDisks {
@@ -192,7 +193,7 @@ impl UringDisk {
         let flight = Flight::new(op, file);
         device.queues.push(flight.weight(), flight);
         device.unfed += 1;
-        if device.unfed >= SUBMIT_AT {
+        if device.unfed >= device.ring.in_flight().clamp(1, SUBMIT_AT) {
             device.feed();
         }
     }
@@ -250,12 +251,17 @@ impl Disk for UringDisk {
         let mut device = self.device.borrow_mut();
         let id = FileId(device.next_file);
         device.next_file += 1;
-        let (name, reserves) = (name.to_owned(), self.reserves.clone());
-        device.files.insert(id, Rc::new(OpenFile { fd, name, direct, reserves }));
+        let (name, reserves, place) = (name.to_owned(), self.reserves.clone(), Cell::default());
+        let file = OpenFile { fd, name, direct, place, reserves };
+        device.ring.register(&file);
+        device.files.insert(id, Rc::new(file));
         Ok(id)
     }
     fn close_file(&self, file: FileId) {
-        self.device.borrow_mut().files.remove(&file);
+        let mut device = self.device.borrow_mut();
+        if let Some(file) = device.files.remove(&file) {
+            device.ring.forget(&file);
+        }
     }
     fn file_len(&self, file: FileId) -> io::Result<u64> {
         let file = self.file(file)?;

@@ -2,10 +2,13 @@
 //!
 //! Why `unsafe`: the kernel works on memory by address. The table owns each operation's buffer and file from
 //! the push of its entry to its completion; nothing else can reach them in between, and the ring isn't
-//! dropped before the table is empty (or else the table is leaked, [`Ring::drain`]).
+//! dropped before the table is empty (or else the table is leaked, [`Ring::drain`]). Registered buffers are slabs,
+//! which are mapped for good.
 
 use super::sched::Weight;
 use ember_rt::disk::{Completion, Op, OpKind};
+use ember_rt::{SLABS_MAX, slabs};
+use io_uring::squeue::Flags;
 use io_uring::{IoUring, opcode, types};
 use std::cell::Cell;
 use std::io;
@@ -19,6 +22,8 @@ use tokio::io::unix::AsyncFd;
 const RETRIES_MAX: u32 = 64;
 /// Bytes that one entry moves at most.
 const ENTRY_BYTES_MAX: usize = 1 << 30;
+/// Open files that are registered with a ring at most; others go by their descriptor.
+const FILES_MAX: u32 = 1024;
 /// How long a closing disk waits for operations that the device doesn't end.
 const DRAIN: Duration = Duration::from_secs(30);
 
@@ -27,6 +32,8 @@ pub(super) struct OpenFile {
     pub(super) fd: OwnedFd,
     pub(super) name: String,
     pub(super) direct: bool,
+    /// Its place among the ring's registered files, until it is closed.
+    pub(super) place: Cell<Option<u32>>,
     /// Cleared when the file system refuses to reserve space.
     pub(super) reserves: Rc<Cell<bool>>,
 }
@@ -112,19 +119,41 @@ impl Flight {
         }
     }
 
-    fn entry(&mut self) -> io_uring::squeue::Entry {
-        let fd = types::Fd(self.file.fd.as_raw_fd());
+    /// The slab that the operation's memory is part of.
+    fn slab(&self) -> Option<u16> {
+        match &self.op.kind {
+            OpKind::Read { buf, .. } => buf.slab(),
+            OpKind::Write { data, .. } => data.slab(),
+            _ => None,
+        }
+    }
+
+    /// `slabs`: so many are registered as buffers.
+    fn entry(&mut self, slabs: usize) -> io_uring::squeue::Entry {
+        let (fd, flags) = match self.file.place.get() {
+            Some(place) => (types::Fd(place as RawFd), Flags::FIXED_FILE),
+            None => (types::Fd(self.file.fd.as_raw_fd()), Flags::empty()),
+        };
+        let slab = self.slab().filter(|slab| usize::from(*slab) < slabs);
         let done = self.done;
-        match &mut self.op.kind {
+        let entry = match &mut self.op.kind {
             OpKind::Read { offset, len, buf } => {
                 let rest = &mut buf.whole_mut()[done..*len];
-                let bytes = rest.len().min(ENTRY_BYTES_MAX) as u32;
-                opcode::Read::new(fd, rest.as_mut_ptr(), bytes).offset(*offset + done as u64).build()
+                let (at, bytes) = (rest.as_mut_ptr(), rest.len().min(ENTRY_BYTES_MAX) as u32);
+                let offset = *offset + done as u64;
+                match slab {
+                    Some(slab) => opcode::ReadFixed::new(fd, at, bytes, slab).offset(offset).build(),
+                    None => opcode::Read::new(fd, at, bytes).offset(offset).build(),
+                }
             }
             OpKind::Write { offset, data } => {
                 let rest = &data[done..];
-                let bytes = rest.len().min(ENTRY_BYTES_MAX) as u32;
-                opcode::Write::new(fd, rest.as_ptr(), bytes).offset(*offset + done as u64).build()
+                let (at, bytes) = (rest.as_ptr(), rest.len().min(ENTRY_BYTES_MAX) as u32);
+                let offset = *offset + done as u64;
+                match slab {
+                    Some(slab) => opcode::WriteFixed::new(fd, at, bytes, slab).offset(offset).build(),
+                    None => opcode::Write::new(fd, at, bytes).offset(offset).build(),
+                }
             }
             OpKind::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
             OpKind::Allocate { offset, len } => opcode::Fallocate::new(fd, *len).offset(*offset).build(),
@@ -132,7 +161,8 @@ impl Flight {
                 .offset(*offset)
                 .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
                 .build(),
-        }
+        };
+        entry.flags(flags)
     }
 }
 
@@ -152,18 +182,70 @@ pub(super) struct Ring {
     table: Vec<Option<Flight>>,
     free: Vec<usize>,
     unsubmitted: usize,
+    /// Slabs that are registered as buffers, and how many may be.
+    slabs: usize,
+    slabs_max: usize,
+    /// Free places of registered files.
+    places: Vec<u32>,
 }
 
 impl Ring {
     pub(super) fn new(depth: u32) -> io::Result<Self> {
         let uring = IoUring::builder().setup_coop_taskrun().setup_single_issuer().build(depth)?;
         let depth = depth as usize;
+        let submitter = uring.submitter();
+        let files = submitter.register_files_sparse(FILES_MAX);
+        let buffers = submitter.register_buffers_sparse(SLABS_MAX as u32);
+        let (places, slabs_max) = (files.map_or(0, |()| FILES_MAX), buffers.map_or(0, |()| SLABS_MAX));
         Ok(Self {
             uring,
             table: (0..depth).map(|_| None).collect(),
             free: (0..depth).rev().collect(),
             unsubmitted: 0,
+            slabs: 0,
+            slabs_max,
+            places: (0..places).rev().collect(),
         })
+    }
+
+    /// Registers an open file, so that the kernel need not look it up for each operation.
+    pub(super) fn register(&mut self, file: &OpenFile) {
+        let Some(place) = self.places.pop() else { return };
+        match self.uring.submitter().register_files_update(place, &[file.fd.as_raw_fd()]) {
+            Ok(_) => file.place.set(Some(place)),
+            Err(err) => tracing::debug!(file = file.name, "not registered with io_uring: {err}"),
+        }
+    }
+
+    /// Forgets a file that is being closed. Operations that wait go by its descriptor.
+    pub(super) fn forget(&mut self, file: &OpenFile) {
+        let Some(place) = file.place.take() else { return };
+        // A place that can't be emptied keeps its file open and is not used again.
+        if self.uring.submitter().register_files_update(place, &[-1]).is_ok() {
+            self.places.push(place);
+        }
+    }
+
+    /// Registers slabs up to this one, so that the kernel need not pin their pages for each operation.
+    fn register_slab(&mut self, slab: u16) {
+        if usize::from(slab) < self.slabs || usize::from(slab) >= self.slabs_max {
+            return;
+        }
+        for slab in slabs(self.slabs) {
+            let memory = libc::iovec { iov_base: slab.start as *mut _, iov_len: slab.len() };
+            // SAFETY: a slab is mapped for as long as the process lives.
+            let taken =
+                unsafe { self.uring.submitter().register_buffers_update(self.slabs as u32, &[memory], None) };
+            if let Err(err) = taken {
+                tracing::info!(
+                    "io_uring registers no more buffers: {err}; a higher RLIMIT_MEMLOCK (`ulimit -l`) makes reads and \
+                     writes cheaper"
+                );
+                self.slabs_max = self.slabs;
+                return;
+            }
+            self.slabs += 1;
+        }
     }
 
     /// Watches for completions. To be dropped before the ring.
@@ -178,7 +260,7 @@ impl Ring {
         self.unsubmitted > 0
     }
 
-    fn in_flight(&self) -> usize {
+    pub(super) fn in_flight(&self) -> usize {
         self.table.len() - self.free.len()
     }
 
@@ -193,8 +275,11 @@ impl Ring {
     }
 
     fn start(&mut self, slot: usize) {
+        if let Some(slab) = self.table[slot].as_ref().and_then(Flight::slab) {
+            self.register_slab(slab);
+        }
         let flight = self.table[slot].as_mut().expect("an occupied slot");
-        let entry = flight.entry().user_data(slot as u64);
+        let entry = flight.entry(self.slabs).user_data(slot as u64);
         // SAFETY: the addresses in the entry are of memory owned by the flight, which stays in the table
         // until the completion with this slot's number has come.
         let pushed = unsafe { self.uring.submission().push(&entry) };

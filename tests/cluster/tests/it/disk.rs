@@ -1,9 +1,10 @@
 //! Disks that are read-only, full or not there when a node starts, and a node that another process is already.
 
-use crate::common::{cluster, mounted, printed};
+use crate::common::{cluster, expect_errno, mounted, printed};
 use anyhow::{Context, Result, bail, ensure};
 use ember_cluster_tests::random::Random;
 use ember_cluster_tests::{TestCluster, run, skip};
+use rustix::io::Errno;
 use serde_json::Value;
 use std::fs::File;
 use std::io::Write;
@@ -202,4 +203,25 @@ fn r01_a_second_process_of_a_node_does_not_register_while_the_first_one_serves()
     ensure!(cluster.pids("storage")?[0] == first, "the first one is the node");
     ensure!(std::fs::read_to_string(cluster.mount().join("file"))? == "kept", "it serves");
     Ok(())
+}
+
+/// write(2) returns before such writes are done: who writes to full disks learns it from fsync(2) or close(2), once.
+#[test]
+fn a_write_that_fails_after_it_returned_is_told_by_fsync_or_close() -> Result<()> {
+    let Some(cluster) = cluster("told")? else { return Ok(()) };
+    std::fs::create_dir_all(cluster.data())?;
+    std::fs::write(cluster.data().join("ember.toml"), "[storage]\nreserve_bytes = 1_000_000_000_000_000\n")?;
+    cluster.up(&[])?;
+    let path = cluster.mount().join("file");
+    let mut file = File::create_new(&path)?;
+    let other = File::open(&path)?;
+    file.write_all(&content(1)[..100_000]).context("it is accepted")?;
+    for (name, file) in [("the writer", &file), ("another", &other)] {
+        expect_errno(file.sync_all(), Errno::NOSPC).with_context(|| format!("fsync of {name}"))?;
+        file.sync_all().with_context(|| format!("second fsync of {name}"))?;
+    }
+    let copied = Command::new("cp").arg(cluster.binary()).arg(cluster.mount().join("copy")).output()?;
+    let said = printed(&copied);
+    ensure!(!copied.status.success() && said.contains("No space left on device"), "cp says: {said}");
+    cluster.down()
 }

@@ -24,6 +24,7 @@ fn data() -> Result<()> {
     cases.run("truncation at open", truncation_at_open);
     cases.run("a removed file while it is open", removed_while_open);
     cases.run("writes at random places", random_writes);
+    cases.run("a stream of small writes", stream);
     cases.run("two readers and a writer", close_to_open);
     cases.run("locks of two programs", locks);
     cases.run("what is not supported says so", unsupported);
@@ -195,6 +196,39 @@ fn random_writes(dir: &Path) -> Result<()> {
         }
     }
     file.sync_all()?;
+    ensure!(std::fs::read(&path)? == model, "the whole file");
+    Ok(())
+}
+
+/// write(2) returns before such writes are done; nobody on this machine may notice.
+fn stream(dir: &Path) -> Result<()> {
+    let path = dir.join("file");
+    let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+    let (mut model, mut random) = (Vec::new(), Random::new(6));
+    for step in 0..3000_u32 {
+        let length = if step % 50 == 0 { random.below(700_000) } else { random.below(9000) };
+        let bytes = random.bytes(length as usize);
+        file.write_all(&bytes)?;
+        model.extend(&bytes);
+        match step % 500 {
+            17 => ensure!(std::fs::metadata(&path)?.len() == model.len() as u64, "length in step {step}"),
+            101 => {
+                let mut other = Command::new("cmp").arg(&path).arg("-").stdin(Stdio::piped()).spawn()?;
+                other.stdin.take().context("stdin")?.write_all(&model)?;
+                ensure!(other.wait()?.success(), "another program reads in step {step}");
+            }
+            207 => {
+                model.truncate(model.len() / 2);
+                file.set_len(model.len() as u64)?;
+                file.seek(std::io::SeekFrom::End(0))?;
+            }
+            _ => {}
+        }
+    }
+    let long_ago = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    file.set_modified(long_ago)?;
+    drop(file);
+    ensure!(std::fs::metadata(&path)?.modified()? == long_ago, "no write comes after its time was set");
     ensure!(std::fs::read(&path)? == model, "the whole file");
     Ok(())
 }
