@@ -1,6 +1,6 @@
 //! Reading everything once in a while: what fails its checksum, or can't be read, is repaired from another replica,
-//! and looked at again afterwards. One loop a disk, one chunk at a time; a round that somebody asked for goes first
-//! and takes only the pauses that the bandwidth asks for.
+//! and looked at again afterwards; what lies in many pieces is compacted. One loop a disk, one chunk at a time; a
+//! round that somebody asked for goes first and takes only the pauses that the bandwidth asks for.
 
 use crate::node::Node;
 use crate::target::Target;
@@ -259,12 +259,28 @@ async fn step(node: &Node, target: &Rc<Target>) -> Step {
         round.counts.bytes += bytes;
     });
     save(node, target, SAVE);
+    let mut moved = bytes;
     match sound {
-        Sound::Yes => {}
+        // Read and written.
+        Sound::Yes => moved += 2 * compact(target, chunk).await,
         Sound::Repaired => target.scrub.note(1, 1),
         Sound::No => target.scrub.note(1, 0),
     }
-    Step::Chunk(Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / rate))
+    Step::Chunk(Duration::from_nanos(moved.saturating_mul(1_000_000_000) / rate))
+}
+
+/// Writes a sound chunk that lies in many pieces anew; returns the bytes written.
+async fn compact(target: &Target, chunk: ChunkId) -> u64 {
+    let written = || target.engine.counters().compacted_bytes;
+    let before = written();
+    match target.engine.compact(chunk).await {
+        Ok(_) => {}
+        Err(error @ (EngineError::NoSpace { .. } | EngineError::NotFound(_))) => {
+            tracing::debug!(target = %target.id, %chunk, %error, "not compacted");
+        }
+        Err(error) => tracing::warn!(target = %target.id, %chunk, %error, "not compacted"),
+    }
+    written() - before
 }
 
 /// Writes down how far the scrub is, unless it did less than `pause` ago.

@@ -98,6 +98,8 @@ pub const ALL: &[Mutant] = planted! {
         ("ember-engine" "index::tests::r04_a_slots_checksums_stay_until_the_record_that_frees_it_is_durable")
     r04_named_sum_page_overwritten "a checkpoint writes a checksum page over the one that the last one names"
         ("ember-engine::pages" "the_page_that_a_checkpoint_names_is_never_written_over")
+    r04_compaction_drops_pending "a compaction drops the pending version"
+        ("ember-engine::compact" "r04_a_pending_version_puts_compaction_off")
     r05_number_alone_identifies "equal version numbers count as equal content"
         simulator
     r05_tombstone_forgotten "a removal leaves no tombstone"

@@ -127,7 +127,8 @@ fn main() -> ExitCode {
     let (report, violation) = search(&args);
     println!(
         "{} histories, {} boundaries ({} with every subset lost), {} crash points drawn,\n\
-         {} distinct pairs of crash point and lost set, {} recoveries ({} torn tails, {} updates dropped), {:.0} s",
+         {} distinct pairs of crash point and lost set, {} recoveries ({} torn tails, {} updates dropped),\n\
+         {} compactions, {:.0} s",
         report.histories,
         report.boundaries,
         report.complete,
@@ -136,6 +137,7 @@ fn main() -> ExitCode {
         report.recoveries,
         report.torn,
         report.dropped,
+        report.compacted,
         begin.elapsed().as_secs_f64()
     );
     if let Some((seed, violation)) = violation {

@@ -436,6 +436,12 @@ impl Engine {
         let inner = self.0.clone();
         self.detached("engine checkpoint", async move { inner.checkpoint().await }).await
     }
+    /// Writes anew what lies in more than `compact_pieces` pieces of a committed version, so that it reads fast in
+    /// order; its bytes, length and version stay. Nothing is done to a chunk with a pending version. Returns the bytes
+    /// written; [`EngineError::NoSpace`] if only space is left that is set aside. Goes on if the caller goes away.
+    pub async fn compact(&self, chunk: ChunkId) -> Result<u64> {
+        self.detached("engine compact", self.0.clone().compact(chunk)).await
+    }
     /// Gives the space of up to `limit` free slots of each class back to the file system. Returns the bytes.
     pub async fn trim(&self, limit: usize) -> Result<u64> {
         let inner = self.0.clone();

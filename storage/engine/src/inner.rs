@@ -41,6 +41,8 @@ pub struct EngineConfig {
     pub min_free_bytes: u64,
     /// A MiB of a chunk in more pieces than this is written anew by the next update that touches it.
     pub extents_max: usize,
+    /// Compaction writes a MiB of a chunk in more pieces than this anew: reading it takes few operations of the device.
+    pub compact_pieces: usize,
     /// Bytes of memory for checksum pages that were used lately.
     pub checksum_cache_bytes: u64,
     /// Checksums that are on no page yet start a checkpoint when they take this many bytes of memory.
@@ -57,6 +59,7 @@ impl Default for EngineConfig {
             log_bytes: 64 << 20,
             min_free_bytes: 256 << 20,
             extents_max: 192,
+            compact_pieces: 8,
             checksum_cache_bytes: 64 << 20,
             unsaved_sums_bytes: 32 << 20,
             tombstone_keep: Duration::from_secs(600),
@@ -95,6 +98,8 @@ counters! {
     data_bytes,
     /// Bytes of a base read to be merged with an update.
     merged_bytes,
+    /// Bytes written anew by compaction.
+    compacted_bytes,
     /// Updates prepared or installed.
     updates,
     /// Reads answered.

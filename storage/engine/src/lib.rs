@@ -19,6 +19,7 @@ mod api;
 mod cache;
 mod checkpoint;
 mod class;
+mod compact;
 mod crc;
 pub mod decode;
 mod engine;

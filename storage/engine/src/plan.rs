@@ -7,7 +7,7 @@ use crate::record::{Content, Extent};
 use ember_types::mutant;
 
 /// Blocks that are written anew together when they lie in too many pieces: 1 MiB.
-const WINDOW: u32 = 256;
+pub(crate) const WINDOW: u32 = 256;
 /// Chunks of up to this many blocks are always rewritten whole: they stay in one smallest slot.
 const SMALL_BLOCKS: u32 = 8;
 
@@ -107,6 +107,22 @@ fn with_windows(
         }
     }
     Some(joined)
+}
+
+/// Plans to write anew what lies in more than `pieces_max` pieces: each such run of blocks without a hole in the first
+/// window of [`WINDOW`] blocks that has one, from that of block `from` on.
+pub(crate) fn scattered(old: &Content, from: u32, pieces_max: usize) -> Option<Plan> {
+    let blocks = blocks_of(old.length);
+    (from..blocks).step_by(WINDOW as usize).find_map(|start| {
+        let pieces: Vec<Extent> = old.extents.within(start, (start + WINDOW).min(blocks)).collect();
+        let runs = pieces.chunk_by(|a, b| a.end() == b.first()).filter(|run| run.len() > pieces_max);
+        let dirty: Vec<(u32, u32)> = runs.map(|run| (run[0].first(), run[run.len() - 1].end())).collect();
+        if dirty.is_empty() {
+            return None;
+        }
+        let kept = keep(old, &dirty, blocks);
+        Some(Plan { length: old.length, kept, dirty, grows: false })
+    })
 }
 
 /// The parts of the old extents that lie before `blocks` and in no dirty range.
@@ -256,6 +272,45 @@ mod tests {
         assert_eq!(plan(&old, Change::Write { offset: 4 * K, bytes: 4 * K }, 256).dirty, [(1, 2)]);
         // One that is written over whole isn't in pieces any more.
         assert_eq!(write(1024 * K, 1024 * K).dirty, [(256, 512)]);
+    }
+
+    #[test]
+    fn compaction_takes_runs_in_many_pieces_and_leaves_holes() {
+        let home = slot(10, 0);
+        // Blocks in pieces of one each, so many of every window, then a hole of one, then the rest in one.
+        let of_window = |window: u32, pieces: u32, blocks: u32| {
+            let from = window * 256;
+            let mut extents: Vec<Extent> =
+                (from..from + pieces).map(|n| Extent::new(n, 1, slot(0, n), 0)).collect();
+            let rest = blocks - pieces - 1;
+            extents.push(Extent::new(from + pieces + 1, rest, home, from + pieces + 1));
+            extents
+        };
+        let last = 3 * 256 + 100;
+        let all = [of_window(0, 9, 256), of_window(1, 8, 256), of_window(3, 98, 100)].concat();
+        let old = content(last * 4 * K - 5, &all);
+        let p = scattered(&old, 0, 8).unwrap();
+        assert_eq!((p.length, p.grows), (old.length, false));
+        assert_eq!((&p.dirty[..], &p.kept[..]), (&[(0, 9)][..], &all[9..]));
+        let p = scattered(&old, 256, 8).unwrap();
+        assert_eq!(p.dirty, [(768, 866)]);
+        assert_eq!(p.kept, [&all[..19], &all[117..]].concat());
+        assert_eq!(scattered(&old, 0, 98), None);
+        assert_eq!(scattered(&content(100 * K, &[]), 0, 0), None);
+        // A last block that is short is one like the others.
+        let short =
+            content(40 * K + 1, &(0..11).map(|n| Extent::new(n, 1, slot(0, n), 0)).collect::<Vec<_>>());
+        let p = scattered(&short, 0, 8).unwrap();
+        assert_eq!((p.length, &p.dirty[..], p.kept.len()), (40 * K + 1, &[(0, 11)][..], 0));
+    }
+
+    #[test]
+    fn compaction_takes_all_runs_of_one_window() {
+        let piece = |n| Extent::new(n, 1, slot(0, n), 0);
+        let extents: Vec<Extent> = (0..300).filter(|n| *n != 100 && *n != 105).map(piece).collect();
+        let p = scattered(&content(1200 * K, &extents), 0, 8).unwrap();
+        assert_eq!(p.dirty, [(0, 100), (106, 256)]);
+        assert_eq!(p.kept, [&extents[100..104], &extents[254..]].concat());
     }
 
     #[test]

@@ -19,29 +19,29 @@ use std::rc::Rc;
 const BESIDE_RECORD_MAX: usize = 128 << 10;
 
 /// New bytes for blocks `[from, to)`.
-struct Fresh {
-    from: u32,
-    to: u32,
+pub(crate) struct Fresh {
+    pub(crate) from: u32,
+    pub(crate) to: u32,
     /// Whole blocks.
-    data: SharedBuf,
+    pub(crate) data: SharedBuf,
     /// Each over the bytes that the content has of its block.
-    sums: Vec<u32>,
+    pub(crate) sums: Vec<u32>,
 }
 
 /// A content to be written.
-struct Built {
-    content: Content,
-    fresh: Vec<Fresh>,
-    plan: Plan,
+pub(crate) struct Built {
+    pub(crate) content: Content,
+    pub(crate) fresh: Vec<Fresh>,
+    pub(crate) plan: Plan,
 }
 
 /// Where the fresh bytes went.
 #[derive(Default)]
-struct Placed {
-    runs: Vec<Run>,
-    taken: Vec<SlotId>,
+pub(crate) struct Placed {
+    pub(crate) runs: Vec<Run>,
+    pub(crate) taken: Vec<SlotId>,
     /// Small writes go on beside that of the record.
-    parts: Vec<Part>,
+    pub(crate) parts: Vec<Part>,
 }
 
 /// Checks a payload against its checksums; returns them.
@@ -314,7 +314,12 @@ impl Inner {
 
     /// Chooses places for the fresh bytes and writes them, or starts to. The content that it returns has the new
     /// extents alone.
-    async fn place(&self, old: &Entry, built: Built, priority: Priority) -> Result<(Content, Placed)> {
+    pub(crate) async fn place(
+        &self,
+        old: &Entry,
+        built: Built,
+        priority: Priority,
+    ) -> Result<(Content, Placed)> {
         let Built { mut content, fresh, plan } = built;
         let mut placed = Placed::default();
         let (mut extents, mut writes) = (Vec::new(), Vec::new());

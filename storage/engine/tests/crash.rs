@@ -23,7 +23,7 @@ fn many(seeds: std::ops::Range<u64>, plan: Plan) -> Report {
 #[test]
 fn r04_acknowledged_updates_survive_power_loss_at_every_boundary() {
     let all = many(1..3, Plan { losses: 2, lives: 3, steps: 8, skip: None });
-    assert!(all.distinct > 200 && all.dropped > 0, "the crashes are too tame: {all:?}");
+    assert!(all.distinct > 200 && all.dropped > 0 && all.compacted > 0, "the crashes are too tame: {all:?}");
 }
 
 /// The test above would notice: without these flushes something acknowledged is missing. `cargo xtask crash`

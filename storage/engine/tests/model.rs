@@ -31,6 +31,7 @@ fn random_histories_equal_the_model() {
             let space = engine.space().unwrap();
             assert!(space.used < 64 << 20, "{space:?}");
         }
+        assert!(model.borrow().compacted > 0, "no chunk was in many pieces");
     }
 }
 

@@ -49,6 +49,8 @@ pub struct Report {
     pub recoveries: u64,
     pub torn: u64,
     pub dropped: u64,
+    /// Compactions that wrote something.
+    pub compacted: u64,
 }
 
 impl Report {
@@ -61,6 +63,7 @@ impl Report {
         self.recoveries += other.recoveries;
         self.torn += other.torn;
         self.dropped += other.dropped;
+        self.compacted += other.compacted;
     }
 }
 
@@ -120,6 +123,7 @@ impl Run {
     /// Recovery, some operations, and the end; power loss at every boundary on the way. Returns what the next
     /// life begins with.
     fn life(&mut self, mut disk: DiskState, model: Model) -> Result<(DiskState, Model), Violation> {
+        let compacted = model.compacted;
         let model = Rc::new(RefCell::new(model));
         disk.watch = Some(model.clone());
         if self.random.below(3) > 0 {
@@ -141,6 +145,7 @@ impl Run {
         if !world.disk.borrow().is_dead() {
             outcome.unwrap_or(Ok(()))?;
         }
+        self.report.compacted += model.borrow().compacted - compacted;
         world.disk.borrow_mut().boundary();
         let boundaries = std::mem::take(&mut world.disk.borrow_mut().boundaries);
         world.disk.borrow_mut().watch = None;

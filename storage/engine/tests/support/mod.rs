@@ -168,7 +168,7 @@ impl World {
 }
 
 pub fn config() -> EngineConfig {
-    EngineConfig { min_free_bytes: 1 << 20, extents_max: 8, ..EngineConfig::default() }
+    EngineConfig { min_free_bytes: 1 << 20, extents_max: 8, compact_pieces: 1, ..EngineConfig::default() }
 }
 pub fn chunk(i: u64) -> ChunkId {
     ChunkId::new(DataId(1 + i / 4), (i % 4) as u32)

@@ -84,6 +84,8 @@ pub struct Model {
     pub checkpoint_ended: bool,
     /// The name of the checkpoint that was acknowledged last: recovery starts there or later.
     pub checkpoint: Option<String>,
+    /// Compactions that wrote something.
+    pub compacted: u64,
 }
 
 impl Default for Model {
@@ -99,6 +101,7 @@ impl Default for Model {
             epoch: 0,
             checkpoint_ended: false,
             checkpoint: None,
+            compacted: 0,
         }
     }
 }
@@ -154,13 +157,14 @@ enum Edit {
     Whole(Vec<u8>),
 }
 
+fn data(random: &mut SplitMix64, len: usize) -> Vec<u8> {
+    let seed = random.next();
+    (0..len).map(|i| (seed >> (i % 7 * 8)) as u8 ^ (i / 97) as u8).collect()
+}
+
 impl Edit {
     fn random(random: &mut SplitMix64, length: usize, small: bool) -> Self {
         let part = if small { 6 } else { 1 };
-        let data = |random: &mut SplitMix64, len: usize| -> Vec<u8> {
-            let seed = random.next();
-            (0..len).map(|i| (seed >> (i % 7 * 8)) as u8 ^ (i / 97) as u8).collect()
-        };
         let any = |random: &mut SplitMix64, bound: usize| random.below(bound as u64) as usize;
         let block = 4096;
         match random.below(12) {
@@ -262,26 +266,19 @@ impl Worker<'_> {
                 self.model.borrow_mut().checkpoint_ended = true;
             }
             (_, 4) => self.install(engine, id).await,
-            (Some(pending), 5..=15) => {
-                let next = Chunk {
-                    aborted: if now.aborted.number <= pending.version.number {
-                        ChunkVersion::NONE
-                    } else {
-                        now.aborted
-                    },
-                    committed: Some(pending.clone()),
-                    pending: None,
-                };
-                self.model.borrow_mut().may(id, next);
-                powered(engine.commit(id, pending.version).await).await;
-            }
+            (Some(_), 5..=15) => self.commit(engine, id, now).await,
             (Some(pending), _) => {
                 let aborted = now.aborted.max(pending.version);
                 self.model.borrow_mut().may(id, Chunk { pending: None, aborted, ..now });
                 powered(engine.abort(id, pending.version).await).await;
                 self.model.borrow_mut().durable(id);
             }
-            (None, _) => self.prepare(engine, id, now).await,
+            (None, 5..=6) => self.compact(engine, id).await,
+            (None, _) => {
+                let small = self.model.borrow().small;
+                let edit = Edit::random(&mut self.random, now.bytes().len(), small);
+                self.prepare(engine, id, now, edit).await;
+            }
         }
     }
 
@@ -292,9 +289,16 @@ impl Worker<'_> {
         ChunkVersion { number, chain_version: ChainVersion(1), attempt: model.next_attempt }
     }
 
-    async fn prepare(&mut self, engine: &Engine, id: ChunkId, now: Chunk) {
-        let small = self.model.borrow().small;
-        let edit = Edit::random(&mut self.random, now.bytes().len(), small);
+    async fn commit(&self, engine: &Engine, id: ChunkId, now: Chunk) {
+        let Some(pending) = now.pending else { return };
+        let kept = now.aborted.number > pending.version.number;
+        let aborted = if kept { now.aborted } else { ChunkVersion::NONE };
+        let next = Chunk { aborted, committed: Some(pending.clone()), pending: None };
+        self.model.borrow_mut().may(id, next);
+        powered(engine.commit(id, pending.version).await).await;
+    }
+
+    async fn prepare(&mut self, engine: &Engine, id: ChunkId, now: Chunk, edit: Edit) {
         let version = self.version(&now);
         let content = edit.apply(&now, version);
         let state = summary(&content);
@@ -353,6 +357,25 @@ impl Worker<'_> {
         };
         powered(engine.install(id, install).await).await;
         self.model.borrow_mut().durable(id);
+    }
+
+    /// Nothing changes. Small chunks are seldom in pieces: one is made so.
+    async fn compact(&mut self, engine: &Engine, id: ChunkId) {
+        if self.model.borrow().small {
+            let whole = 9 * 4096 + self.random.below(4096) as usize;
+            let block = 1 + self.random.below(7) as usize;
+            for (at, len) in [(0, whole), (block * 4096, 4096)] {
+                let edit = Edit::Write(at, data(&mut self.random, len));
+                let now = self.model.borrow().now(id);
+                self.prepare(engine, id, now, edit).await;
+                let now = self.model.borrow().now(id);
+                self.commit(engine, id, now).await;
+            }
+        }
+        if powered(engine.compact(id).await).await > 0 {
+            self.model.borrow_mut().compacted += 1;
+            self.model.borrow_mut().durable(id);
+        }
     }
 
     async fn raise_chain(&mut self, engine: &Engine) {
