@@ -39,7 +39,8 @@ pub struct EngineConfig {
     pub log_bytes: u64,
     /// Bytes of the file system that updates leave free.
     pub min_free_bytes: u64,
-    /// A MiB of a chunk in more pieces than this is written anew by the next update that touches it.
+    /// A MiB of a chunk in more pieces than this is written anew by the next update that touches it. It has 256 blocks:
+    /// from 256 on it is left to compaction, as many updates would wait for that at once.
     pub extents_max: usize,
     /// Compaction writes a MiB of a chunk in more pieces than this anew: reading it takes few operations of the device.
     pub compact_pieces: usize,
@@ -58,7 +59,7 @@ impl Default for EngineConfig {
         Self {
             log_bytes: 64 << 20,
             min_free_bytes: 256 << 20,
-            extents_max: 192,
+            extents_max: 256,
             compact_pieces: 8,
             checksum_cache_bytes: 64 << 20,
             unsaved_sums_bytes: 32 << 20,

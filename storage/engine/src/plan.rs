@@ -2,7 +2,6 @@
 //! anew, and which extents stay. Bytes that a committed version shows are never written over.
 
 use crate::class::{BLOCK, SlotId, blocks_of, class_for, slot_blocks};
-use crate::extents::Extents;
 use crate::record::{Content, Extent};
 use ember_types::mutant;
 
@@ -131,9 +130,17 @@ fn keep(old: &Content, dirty: &[(u32, u32)], blocks: u32) -> Vec<Extent> {
     let mut rest = &old.extents[..];
     let mut from = 0;
     for (start, end) in dirty.iter().copied().chain([(blocks, blocks)]) {
+        let stop = start.min(blocks);
         rest = &rest[rest.partition_point(|e| e.end() <= from)..];
-        let clean = rest.iter().take_while(|e| e.first() < start);
-        kept.extend(clean.filter_map(|extent| extent.clip(from, start.min(blocks))));
+        // Only the outer ones can stick out.
+        match &rest[..rest.partition_point(|e| e.first() < stop)] {
+            [first, within @ .., last] => {
+                kept.extend(first.clip(from, stop));
+                kept.extend_from_slice(within);
+                kept.extend(last.clip(from, stop));
+            }
+            clean => kept.extend(clean.iter().filter_map(|extent| extent.clip(from, stop))),
+        }
         from = end;
     }
     kept
@@ -178,28 +185,26 @@ pub(crate) fn place(plan: &Plan, (from, to): (u32, u32), high: impl Fn(SlotId) -
 pub(crate) fn onto(base: &Content, update: &Content) -> Content {
     let dirty: Vec<(u32, u32)> = update.extents.iter().map(|e| (e.first(), e.end())).collect();
     let mut extents = keep(base, &dirty, blocks_of(update.length));
-    extents.extend(update.extents.iter());
-    Content { extents: merge(extents), ..update.clone() }
+    for &extent in &update.extents {
+        let at = extents.partition_point(|e| e.first < extent.first);
+        extents.insert(at, extent);
+        join(&mut extents, at + 1);
+        join(&mut extents, at);
+    }
+    Content { extents: extents.into(), ..update.clone() }
 }
 
-/// Puts the new extents between the kept ones; joins those that continue each other.
-pub(crate) fn merge(mut extents: Vec<Extent>) -> Extents {
-    // Two sorted runs, one behind the other, as a rule: a stable sort just merges them.
-    extents.sort_by_key(|e| e.first);
-    let mut merged: Vec<Extent> = Vec::with_capacity(extents.len());
-    for extent in extents {
-        match merged.last_mut() {
-            Some(last)
-                if last.end() == extent.first()
-                    && last.at() == extent.at()
-                    && last.block_end() == u32::from(extent.block) =>
-            {
-                last.blocks += extent.blocks;
-            }
-            _ => merged.push(extent),
-        }
+/// Joins extent number `at` to the one before it if it continues that one.
+fn join(extents: &mut Vec<Extent>, at: usize) {
+    let Some(&extent) = extents.get(at).filter(|_| at > 0) else { return };
+    let before = &mut extents[at - 1];
+    if before.end() == extent.first()
+        && before.at() == extent.at()
+        && before.block_end() == u32::from(extent.block)
+    {
+        before.blocks += extent.blocks;
+        extents.remove(at);
     }
-    merged.into()
 }
 
 #[cfg(test)]
