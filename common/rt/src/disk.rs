@@ -6,7 +6,7 @@
 
 use crate::buf::{Buf, SharedBuf};
 use crate::handle::{LocalBoxFuture, Rt};
-use crate::select::{Either, select};
+use crate::select::{Either, select, yield_now};
 use crate::sync::{Notify, Semaphore, oneshot};
 use ember_types::Instant;
 use std::cell::{Cell, RefCell};
@@ -17,6 +17,9 @@ use std::path::Path;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 use usage::{Latencies, User};
+
+/// Answers that are handed out before others get a turn.
+const TOLD_AT_ONCE: usize = 4;
 
 mod usage;
 
@@ -292,7 +295,13 @@ impl DiskQueue {
             let mut ended = Vec::new();
             while let Either::Right(()) = select(state.closing.notified(), state.disk.ready()).await {
                 state.disk.poll(&mut ended);
-                ended.drain(..).for_each(|completion| state.ended(completion));
+                for (number, completion) in ended.drain(..).enumerate() {
+                    // Those who wait for the first ones give the device new work before the others are told.
+                    if number > 0 && number % TOLD_AT_ONCE == 0 {
+                        yield_now().await;
+                    }
+                    state.ended(completion);
+                }
             }
         });
         Self { owner, user: Rc::default() }
