@@ -25,6 +25,9 @@ const _: () = assert!(
     "the product must not contain planted bugs: build ember-sim apart from it (-p ember-sim)"
 );
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 #[command(name = "ember", version, about = "EmberFS: a parallel file system for AI")]
 struct Cli {

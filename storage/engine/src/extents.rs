@@ -35,12 +35,17 @@ impl Extents {
     }
     /// Those that `other` doesn't have.
     pub(crate) fn unlike(&self, other: &Self) -> Vec<Extent> {
-        let mut rest = other.iter().peekable();
+        // Most are the same before and behind what an update changed.
+        let before = self.iter().zip(other.iter()).take_while(|(a, b)| a == b).count();
+        let (own, rest) = (&self[before..], &other[before..]);
+        let behind = own.iter().rev().zip(rest.iter().rev()).take_while(|(a, b)| a == b).count();
+        let (own, rest) = (&own[..own.len() - behind], &rest[..rest.len() - behind]);
+        let mut rest = rest.iter().peekable();
         let is_unlike = |extent: &&Extent| {
             while rest.next_if(|e| e.first < extent.first).is_some() {}
             rest.peek() != Some(extent)
         };
-        self.iter().filter(is_unlike).copied().collect()
+        own.iter().filter(is_unlike).copied().collect()
     }
 }
 

@@ -18,6 +18,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const TARGET: &str = "target";
 const IDENTITY: Identity =
     Identity { cluster: ClusterId([7; 16]), target: TargetId(1), generation: Generation(1) };
