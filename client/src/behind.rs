@@ -55,6 +55,8 @@ struct Piece {
     accepted: UnixTime,
     /// Of the file, when the write was accepted.
     truncate_version: u64,
+    /// Writes that went together.
+    writes: usize,
     /// Freed when it has ended.
     room: Vec<OwnedSemaphorePermit>,
     ended: bool,
@@ -114,6 +116,7 @@ impl Drop for Piece {
     fn drop(&mut self) {
         if !self.ended {
             let text = "the client ended before the write did";
+            self.file.state().ended(self.writes);
             self.file.state().behind().landed(self.number, Some(ClientError::new(Status::Unavailable, text)));
         }
     }
@@ -128,7 +131,7 @@ enum Offered {
     /// These are to be sent now, in this order.
     Taken(Vec<Piece>),
     /// Another write of the same bytes must end first, or any if there is no room; what was gathered is to be sent.
-    Wait(Piece, Option<Piece>),
+    Wait(Box<Piece>, Option<Box<Piece>>),
 }
 
 impl Behind {
@@ -138,7 +141,7 @@ impl Behind {
         let (open, bytes) = (writes.open.len(), writes.bytes + piece.data.len() as u64);
         let full = open >= OPEN_MAX || (open > 0 && bytes > room);
         if full || writes.is_open(&piece.range()) {
-            return Offered::Wait(piece, writes.gathered.take());
+            return Offered::Wait(Box::new(piece), writes.gathered.take().map(Box::new));
         }
         if let Some(gathered) = writes.gathered.take() {
             if gathered.continued_by(&piece) {
@@ -225,6 +228,7 @@ impl Writes {
         self.open.insert(gathered.number, gathered.range());
         gathered.accepted = next.accepted;
         gathered.room.append(&mut next.room);
+        gathered.writes += next.writes;
         if end.is_multiple_of(GATHER) {
             return vec![gathered];
         }
@@ -255,33 +259,40 @@ impl Client {
             data: Data::One(data),
             accepted,
             truncate_version: place.truncate_version,
+            writes: 1,
             room: vec![room],
             ended: false,
         };
+        file.state().accepted(end, place.truncate_version, accepted);
         let behind = file.state().behind();
         let share = u64::from(inner.config.write_behind_kib) * 1024 / 2;
         loop {
             let ended = behind.ended.notified();
             match behind.offer(piece, share) {
                 Offered::Taken(pieces) => {
-                    file.state().wrote(end, place.truncate_version, accepted);
                     pieces.into_iter().for_each(|piece| self.send_off(piece));
                     return Ok(());
                 }
                 Offered::Wait(back, gathered) => {
-                    piece = back;
-                    gathered.into_iter().for_each(|piece| self.send_off(piece));
+                    piece = *back;
+                    gathered.into_iter().for_each(|piece| self.send_off(*piece));
                     ended.await;
                 }
             }
         }
     }
 
-    /// Waits until all that [`Client::write_behind`] has accepted on this reactor has ended.
-    pub async fn behind_ended(&self) {
-        let Inner { behind, config, .. } = &*self.0;
+    /// Waits until all that [`Client::write_behind`] has accepted has ended, also what this reactor carries for
+    /// others. Afterwards it waits for each write here.
+    pub async fn end_behind(&self) {
+        let Inner { behind, config, shared, .. } = &*self.0;
+        for open in shared.opens() {
+            self.settle_writes(open.state()).await;
+        }
         // The semaphore is never closed.
-        let _ = behind.acquire_many(config.write_behind_kib).await;
+        if let Ok(all) = behind.acquire_many(config.write_behind_kib).await {
+            all.forget();
+        }
     }
 
     /// Waits for the writes of these bytes that were accepted before.
@@ -321,11 +332,10 @@ impl Client {
         let (state, end) = (file.state(), piece.offset + data.len() as u64);
         let written = self.store(&file, piece.offset, data).await;
         match &written {
-            // A truncation came between: the write counts as done after it.
-            Ok(version) if *version != piece.truncate_version => state.wrote(end, *version, piece.accepted),
-            Ok(_) => {}
+            Ok(truncate_version) => state.wrote(end, *truncate_version, piece.accepted),
             Err(error) => tracing::warn!(inode = %state.inode(), %error, "an accepted write has failed"),
         }
+        state.ended(piece.writes);
         piece.ended = true;
         let number = piece.number;
         drop(piece);
@@ -365,6 +375,7 @@ mod tests {
             data: Data::One(SharedBuf::from(&bytes[..])),
             accepted: UnixTime::default(),
             truncate_version: 1,
+            writes: 0,
             room: Vec::new(),
             ended: false,
         }
@@ -437,9 +448,9 @@ mod tests {
         assert!(
             behind.look(behind.last(), &(0..1)).1 && !behind.look(behind.last(), &(20 * KIB..30 * KIB)).1
         );
-        end(gathered, None);
+        end(*gathered, None);
         end(first, None);
-        let last = sent(behind.offer(back, ROOM)).pop().expect("nothing is in its way");
+        let last = sent(behind.offer(*back, ROOM)).pop().expect("nothing is in its way");
         end(last, None);
     }
 
@@ -452,7 +463,7 @@ mod tests {
             panic!("there is no room");
         };
         end(first, None);
-        end(sent(behind.offer(back, 10 * KIB)).pop().expect("sent"), None);
+        end(sent(behind.offer(*back, 10 * KIB)).pop().expect("sent"), None);
         end(
             sent(behind.offer(piece(&file, 0, 20 * KIB), 10 * KIB)).pop().expect("nothing else is open"),
             None,

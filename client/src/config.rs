@@ -12,7 +12,7 @@ ember_types::config! {
         pub attempt_ms: u64 = 4_000,
         /// Writes in flight per reactor.
         pub writes_max: usize = 256,
-        /// Writes that were accepted and go on without anybody waiting, per reactor, in KiB; half of it for one file.
+        /// Data of writes that were accepted and go on without anybody waiting, per reactor, in KiB; half for one file.
         /// What has no room is waited for. 0: every write is.
         pub write_behind_kib: u32 = 32_768,
         /// Chunk reads in flight per read call.

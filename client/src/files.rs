@@ -3,10 +3,10 @@
 use crate::Client;
 use crate::error::{ClientError, Result};
 use crate::meta::{MetaOptions, unexpected};
-use crate::open::{FileState, Grant, OpenFile, session_of};
+use crate::open::{FileState, Grant, OpenFile, Unsettled, session_of};
 use ember_types::file::Attributes;
 use ember_types::{InodeId, Status};
-use ember_wire::meta::{Answer, OpenFlags, Operation, SetAttributes, Written};
+use ember_wire::meta::{Answer, OpenFlags, Operation, SetAttributes};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,7 +81,7 @@ impl Client {
         let state = file.state();
         self.settle_writes(state).await;
         let settled = match state.unsettled() {
-            Some(written) => self.settle(state, written).await.map(Some),
+            Some(unsettled) => self.settle(state, unsettled).await.map(Some),
             None => Ok(None),
         };
         file.report()?;
@@ -95,27 +95,33 @@ impl Client {
         Some(state)
     }
 
-    async fn settle(&self, state: &FileState, written: Written) -> Result<Attributes> {
-        let settle = Operation::Settle { inode: state.inode(), written: Some(written) };
+    async fn settle(&self, state: &FileState, unsettled: Unsettled) -> Result<Attributes> {
+        let settle = Operation::Settle { inode: state.inode(), written: Some(unsettled.written) };
         let attributes = self.meta_entry(settle, &MetaOptions::root()).await?;
-        self.0.shared.saw(&attributes);
-        state.settled(&written);
-        state.refresh(&attributes);
+        self.told(state, Some(&unsettled), &attributes);
         Ok(attributes)
+    }
+
+    /// Meta has heard of `unsettled` and answers with `attributes`. They are taken over first: nobody may see the
+    /// file shorter in between.
+    fn told(&self, state: &FileState, unsettled: Option<&Unsettled>, attributes: &Attributes) {
+        self.0.shared.saw(attributes);
+        state.refresh(attributes);
+        if let Some(unsettled) = unsettled {
+            state.settled(unsettled);
+        }
     }
 
     /// Waits for accepted writes of a file, settles its length and makes its metadata durable. Whether a write failed
     /// is told by [`OpenFile::report`], to each open for itself.
     pub async fn fsync(&self, inode: InodeId) -> Result<Attributes> {
         let state = self.settle_writes_of(inode).await;
-        let written = state.as_ref().and_then(|state| state.unsettled());
+        let unsettled = state.as_ref().and_then(|state| state.unsettled());
+        let written = unsettled.as_ref().map(|unsettled| unsettled.written);
         let attributes = self.meta_entry(Operation::Sync { inode, written }, &MetaOptions::root()).await?;
-        self.0.shared.saw(&attributes);
-        if let Some(state) = state {
-            if let Some(written) = &written {
-                state.settled(written);
-            }
-            state.refresh(&attributes);
+        match state {
+            Some(state) => self.told(&state, unsettled.as_ref(), &attributes),
+            None => self.0.shared.saw(&attributes),
         }
         Ok(attributes)
     }
@@ -130,14 +136,11 @@ impl Client {
             return Err(ClientError::new(Status::BadHandle, format!("no open file has the handle {handle}")));
         };
         let state = file.state();
-        let written = if file.flags().write { state.unsettled() } else { None };
+        let unsettled = if file.flags().write { state.unsettled() } else { None };
+        let written = unsettled.as_ref().map(|unsettled| unsettled.written);
         let close = Operation::Close { inode: state.inode(), session: file.session(), written };
         let attributes = self.meta_entry(close, &MetaOptions::root()).await?;
-        self.0.shared.saw(&attributes);
-        if let Some(written) = &written {
-            state.settled(written);
-        }
-        state.refresh(&attributes);
+        self.told(state, unsettled.as_ref(), &attributes);
         file.report()?;
         Ok(attributes)
     }
@@ -155,6 +158,8 @@ impl Client {
         if let Some(state) = self.0.shared.open_state(attributes.inode) {
             state.refresh(attributes);
             state.overlay(attributes);
+            // Meta may have been told in between.
+            self.0.shared.correct(attributes);
         }
     }
 
@@ -168,9 +173,9 @@ impl Client {
     ) -> Result<Attributes> {
         if (set.length.is_some() || set.modified.is_some())
             && let Some(state) = self.settle_writes_of(inode).await
-            && let Some(written) = state.unsettled()
+            && let Some(unsettled) = state.unsettled()
         {
-            self.settle(&state, written).await?;
+            self.settle(&state, unsettled).await?;
         }
         let mut attributes = self.meta_entry(Operation::SetAttributes { inode, set }, options).await?;
         self.0.shared.saw(&attributes);

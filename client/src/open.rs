@@ -34,6 +34,25 @@ struct Known {
     rank: (u64, bool),
     /// End and time of writes that meta hasn't heard of.
     unsettled: Option<(u64, UnixTime)>,
+    /// Writes that were done.
+    writes: u64,
+    /// Writes that were accepted and aren't done, and their end and time. Meta hears of none before its data are
+    /// there: who opens the file elsewhere would keep what they replace.
+    accepted: usize,
+    promised: Option<(u64, UnixTime)>,
+}
+
+/// What meta must be told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Unsettled {
+    pub(crate) written: Written,
+    /// All writes up to this one.
+    writes: u64,
+}
+
+/// The later of two ends, and of two times.
+fn later(a: Option<(u64, UnixTime)>, b: (u64, UnixTime)) -> (u64, UnixTime) {
+    a.map_or(b, |a| (a.0.max(b.0), a.1.max(b.1)))
 }
 
 impl FileState {
@@ -46,6 +65,9 @@ impl FileState {
             truncating_to: attributes.truncating_to,
             rank: rank(attributes),
             unsettled: None,
+            writes: 0,
+            accepted: 0,
+            promised: None,
         };
         Self { inode: attributes.inode, known: Mutex::new(known), behind: Behind::default() }
     }
@@ -66,13 +88,14 @@ impl FileState {
         }
         known.rank = rank(attributes);
         if attributes.truncate_version > known.truncate_version {
-            known.unsettled = None;
+            (known.unsettled, known.promised) = (None, None);
         }
         known.data = attributes.data;
         known.layout = attributes.layout;
         known.truncate_version = attributes.truncate_version;
         known.truncating_to = attributes.truncating_to;
-        known.length = attributes.length.max(known.unsettled.map_or(0, |(end, _)| end));
+        let own = known.own().map_or(0, |(end, _)| end);
+        known.length = attributes.length.max(own);
     }
     /// Adds to attributes from meta what only this process knows yet.
     pub fn overlay(&self, attributes: &mut Attributes) {
@@ -80,7 +103,7 @@ impl FileState {
         if attributes.truncate_version != known.truncate_version {
             return;
         }
-        if let Some((end, modified)) = known.unsettled {
+        if let Some((end, modified)) = known.own() {
             attributes.length = attributes.length.max(end);
             attributes.modified = attributes.modified.max(modified);
             attributes.changed = attributes.changed.max(modified);
@@ -114,28 +137,48 @@ impl FileState {
         if known.truncate_version != truncate_version {
             return;
         }
-        let (before, latest) = known.unsettled.unwrap_or((0, now));
-        known.unsettled = Some((before.max(end), latest.max(now)));
+        known.unsettled = Some(later(known.unsettled, (end, now)));
+        known.writes += 1;
         known.length = known.length.max(end);
     }
+    /// Notes a write that is accepted: until [`FileState::ended`] it counts here as if it were done.
+    pub(crate) fn accepted(&self, end: u64, truncate_version: u64, now: UnixTime) {
+        let mut known = lock(&self.known);
+        known.accepted += 1;
+        if known.truncate_version == truncate_version {
+            known.promised = Some(later(known.promised, (end, now)));
+            known.length = known.length.max(end);
+        }
+    }
+    /// So many accepted writes have ended.
+    pub(crate) fn ended(&self, count: usize) {
+        let mut known = lock(&self.known);
+        known.accepted -= count;
+        if known.accepted == 0 {
+            known.promised = None;
+        }
+    }
     /// What meta must be told, if anything.
-    pub(crate) fn unsettled(&self) -> Option<Written> {
+    pub(crate) fn unsettled(&self) -> Option<Unsettled> {
         let known = lock(&self.known);
-        known.unsettled.map(|(length, modified)| Written {
-            length,
-            truncate_version: known.truncate_version,
-            modified: Some(modified),
+        known.unsettled.map(|(length, modified)| Unsettled {
+            written: Written { length, truncate_version: known.truncate_version, modified: Some(modified) },
+            writes: known.writes,
         })
     }
-    /// Meta has heard of `told`; what came after it stays unsettled.
-    pub(crate) fn settled(&self, told: &Written) {
+    /// Meta has heard of `told`; if a write was done after it, all stay unsettled.
+    pub(crate) fn settled(&self, told: &Unsettled) {
         let mut known = lock(&self.known);
-        let same = known
-            .unsettled
-            .is_some_and(|(end, modified)| end == told.length && Some(modified) == told.modified);
-        if same && known.truncate_version == told.truncate_version {
+        if known.writes == told.writes && known.truncate_version == told.written.truncate_version {
             known.unsettled = None;
         }
+    }
+}
+
+impl Known {
+    /// End and time of the writes of this process that meta hasn't heard of.
+    fn own(&self) -> Option<(u64, UnixTime)> {
+        self.unsettled.map(|done| later(self.promised, done)).or(self.promised)
     }
 }
 
@@ -273,6 +316,29 @@ pub(crate) mod tests {
         state.settled(&state.unsettled().unwrap());
         assert_eq!(state.unsettled(), None);
         assert_eq!(state.length(), 100);
+    }
+
+    #[test]
+    fn an_accepted_write_counts_here_and_is_told_when_it_is_done() {
+        let state = FileState::new(&attributes(10, 1));
+        state.wrote(20, 1, at(5));
+        state.accepted(100, 1, at(7));
+        let told = state.unsettled().unwrap();
+        assert_eq!((told.written.length, told.written.modified), (20, Some(at(5))));
+        let mut seen = attributes(10, 1);
+        state.overlay(&mut seen);
+        assert_eq!((state.length(), seen.length, seen.modified), (100, 100, at(7)));
+        // It is done while meta is told of the one before, and must be told as well, whatever its time.
+        state.wrote(20, 1, at(5));
+        state.ended(1);
+        state.settled(&told);
+        assert!(state.unsettled().is_some());
+        state.settled(&state.unsettled().unwrap());
+        // What failed promises nothing any more.
+        state.accepted(500, 1, at(9));
+        state.ended(1);
+        state.refresh(&Attributes { content_version: 1, ..attributes(20, 1) });
+        assert_eq!((state.unsettled(), state.length()), (None, 20));
     }
 
     #[test]

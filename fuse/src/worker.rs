@@ -127,9 +127,9 @@ impl Session {
     }
 }
 
-/// Waits for the writes that this thread accepted and nobody waits for.
+/// Waits for the writes that nobody else waits for.
 async fn end_writes(fs: &Fs) {
-    if fs.rt.timeout(CLEAN_UP, fs.client.behind_ended()).await.is_err() {
+    if fs.rt.timeout(CLEAN_UP, fs.client.end_behind()).await.is_err() {
         tracing::error!("accepted writes are given up: the cluster does not answer");
     }
 }

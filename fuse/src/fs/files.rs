@@ -153,13 +153,16 @@ impl Fs {
             self.clear_set_id(caller, inode).await.map_err(fail)?;
         }
         let size = args.size;
-        // Pages of a mapping are written back while nobody waits for a single one, and the kernel counts on the answer.
-        let waits = args.flags & (O_DIRECT | O_DSYNC) != 0 || args.write_flags & flag::WRITE_CACHE != 0;
-        let written = match waits {
-            true => self.client.write(&file, args.offset, data).await,
-            false => self.client.write_behind(&file, args.offset, data).await,
-        };
-        written.map_err(fail)?;
+        if args.write_flags & flag::WRITE_CACHE != 0 {
+            // Pages of a mapping: no program made the call, and the kernel counts on the answer.
+            self.client.write(&file, args.offset, data).await
+        } else if args.flags & (O_DIRECT | O_DSYNC) != 0 {
+            file.report().map_err(fail)?;
+            self.client.write(&file, args.offset, data).await
+        } else {
+            self.client.write_behind(&file, args.offset, data).await
+        }
+        .map_err(fail)?;
         self.common.known.wrote(inode, args.offset.saturating_add(size.into()));
         self.common.metrics.written.inc_by(size.into());
         Ok(Reply::written(size).into())

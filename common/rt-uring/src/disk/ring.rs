@@ -220,8 +220,10 @@ impl Ring {
     /// Forgets a file that is being closed. Operations that wait go by its descriptor.
     pub(super) fn forget(&mut self, file: &OpenFile) {
         let Some(place) = file.place.take() else { return };
-        // A place that can't be emptied keeps its file open and is not used again.
-        if self.uring.submitter().register_files_update(place, &[-1]).is_ok() {
+        // The kernel looks a place up when it takes an operation.
+        let taken = matches!(self.submit(), Ok(true));
+        // A place that can't be emptied keeps its file open; neither it nor one that is awaited is used again.
+        if self.uring.submitter().register_files_update(place, &[-1]).is_ok() && taken {
             self.places.push(place);
         }
     }
