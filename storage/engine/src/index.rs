@@ -1,7 +1,7 @@
 //! What a target holds, in memory: the chunks in order, the checksums that are on no checksum page yet, the
 //! records of the writers. It changes only by applying records, at run time as in recovery.
 
-use crate::class::{SlotId, blocks_of};
+use crate::class::{SlotId, blocks_of, slot_blocks};
 use crate::crc;
 use crate::overlay::Overlay;
 use crate::plan::onto;
@@ -172,7 +172,9 @@ impl Index {
         let slots = new.map_or_else(|| old.slots(), |new| old.slots_unlike(new));
         let mut freed = Vec::new();
         for at in slots {
-            match new.and_then(|new| new.high(at)) {
+            // A slot of one block shows what it showed, or nothing.
+            let shown = new.filter(|_| slot_blocks(at.class) > 1).and_then(|new| new.high(at));
+            match shown {
                 None => freed.push(at),
                 Some(now) if Some(now) < old.high(at) => drop(self.spoiled.insert(at)),
                 Some(_) => {}
@@ -187,8 +189,10 @@ impl Index {
             if run.block == 0 {
                 self.spoiled.remove(&run.at);
             }
-            let high = self.chunks.get(&chunk).and_then(|entry| entry.high(run.at));
-            if high.is_some_and(|now| now < run.block + run.sums.len() as u32) {
+            let end = run.block + run.sums.len() as u32;
+            let high = || self.chunks.get(&chunk).and_then(|entry| entry.high(run.at));
+            // A slot that is shown shows a block at least.
+            if end > 1 && high().is_some_and(|now| now < end) {
                 self.spoiled.insert(run.at);
             }
         }

@@ -45,8 +45,8 @@ pub(crate) fn plan(old: &Content, change: Change, extents_max: usize) -> Plan {
     let mut dirty: Vec<(u32, u32)> = Vec::new();
     // The block at which the shorter of the two lengths ends covers other bytes now: another checksum.
     let edge = old.length.min(length);
-    let covered = old.extents.iter().any(|e| e.first() <= edge / BLOCK && edge / BLOCK < e.end());
-    if old.length != length && !edge.is_multiple_of(BLOCK) && covered {
+    let covered = || old.extents.within(edge / BLOCK, edge / BLOCK + 1).next().is_some();
+    if old.length != length && !edge.is_multiple_of(BLOCK) && covered() {
         dirty.push((edge / BLOCK, edge / BLOCK + 1));
     }
     if let Some((from, to)) = written {
@@ -58,10 +58,12 @@ pub(crate) fn plan(old: &Content, change: Change, extents_max: usize) -> Plan {
     dirty.sort_unstable();
     let blocks = blocks_of(length);
     let mut kept = keep(old, &dirty, blocks);
-    let holes = blocks
-        - kept.iter().map(|e| u32::from(e.blocks)).sum::<u32>()
-        - dirty.iter().map(|(from, to)| to - from).sum::<u32>();
-    let small = blocks <= SMALL_BLOCKS && holes == 0 && !dirty.is_empty() && !kept.is_empty();
+    let holes = || {
+        blocks
+            - kept.iter().map(|e| u32::from(e.blocks)).sum::<u32>()
+            - dirty.iter().map(|(from, to)| to - from).sum::<u32>()
+    };
+    let small = blocks <= SMALL_BLOCKS && !dirty.is_empty() && !kept.is_empty() && holes() == 0;
     if small {
         dirty = vec![(0, blocks)];
         kept.clear();
