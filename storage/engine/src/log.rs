@@ -10,7 +10,7 @@ use crate::inner::{ChunkGuard, Durability, Inner, add};
 use crate::record::Record;
 use crate::settled::Settled;
 use ember_rt::disk::Priority;
-use ember_rt::select::join_all;
+use ember_rt::select::{join, join_all};
 use ember_rt::sync::{Semaphore, oneshot};
 use ember_rt::{LocalBoxFuture, SharedBuf};
 use ember_types::mutant;
@@ -22,6 +22,8 @@ use std::rc::Rc;
 const SEGMENT_STEP: (u64, u64) = (1 << 20, 4 << 20);
 /// A batch takes no more items from here on.
 const BATCH_BYTES: usize = 1 << 20;
+/// So many batches follow each other before a checkpoint may come between.
+const BATCHES_AT_ONCE: u32 = 16;
 /// Without anybody who waits, this many items start a batch.
 const LAZY_MAX: usize = 1024;
 
@@ -240,15 +242,27 @@ impl Inner {
                 self.log.committing.set(false);
                 break;
             }
-            let (mut batch, payload, count) = self.log.take_batch();
-            let written = match self.log.failure() {
-                Some(why) => Err(self.failed_error(&why)),
-                None => self.write_batch(&mut batch, &payload, count).await,
-            };
-            match written {
-                Ok(()) => self.batch_is_durable(batch),
-                Err(error) => self.batch_failed(batch, &error),
+            // What has become durable is applied and answered while the next frame is on its way.
+            let mut durable = Vec::new();
+            for _ in 0..BATCHES_AT_ONCE {
+                let (mut batch, payload, count) = self.log.take_batch();
+                let before = async { self.batch_is_durable(std::mem::take(&mut durable)) };
+                let written = match self.log.failure() {
+                    Some(why) => {
+                        before.await;
+                        Err(self.failed_error(&why))
+                    }
+                    None => join(self.write_batch(&mut batch, &payload, count), before).await.0,
+                };
+                match written {
+                    Ok(()) => durable = batch,
+                    Err(error) => self.batch_failed(batch, &error),
+                }
+                if !self.log.wants_batch() {
+                    break;
+                }
             }
+            self.batch_is_durable(durable);
             drop(gate);
         }
         let sums = self.index.borrow().overlay.bytes() as u64;
