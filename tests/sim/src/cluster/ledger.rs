@@ -133,8 +133,9 @@ impl Worker {
             let segments = self.client.read(file, offset, length).await?;
             let bytes: Vec<u8> = segments.iter().flat_map(|s| s.iter().copied()).collect();
             let found = stamps(&bytes, at);
-            // What failed is not there, and has not been told yet.
-            if found != Ok(vec![stamp; count as usize]) && file.report().is_ok() {
+            if found != Ok(vec![stamp; count as usize]) {
+                // What failed is not there.
+                file.report()?;
                 let text = format!("cells {at} to {} of inode {inode}: {found:?}", at + count);
                 self.stage.world.fail("what was accepted is read", &text);
             }
