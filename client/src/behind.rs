@@ -246,6 +246,9 @@ impl Client {
         file.report()?;
         let inner = &*self.0;
         let place = file.state().place_for(offset, data.len() as u64)?;
+        if data.is_empty() {
+            return Ok(());
+        }
         let kib = u32::try_from(data.len().div_ceil(1024)).unwrap_or(u32::MAX);
         let Ok(room) = inner.behind.clone().try_acquire_many_owned(kib) else {
             return self.write(file, offset, data).await;

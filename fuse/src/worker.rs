@@ -11,16 +11,13 @@ use crate::serve::Connect;
 use ember_client::mgmtd::{SessionState, keep_session};
 use ember_client::{Client, ClientError};
 use ember_fuse_kernel::{DevChannel, Errno, Op, Received, Request, message_window, window_size};
-use ember_rt::select::{Either, Either3, select, select3};
+use ember_rt::select::{Either, Either3, select, select3, yield_now};
 use ember_rt::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use ember_rt::{Buf, Rt, SharedBuf, watch};
 use ember_rt_uring::Readable;
 use ember_types::{InodeId, Status};
-use std::cell::Cell;
-use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 /// Data of a WRITE up to this length are copied, so that the large buffer, warm in the cache, is used again.
@@ -238,19 +235,6 @@ impl Receiver {
         let data = self.inbox.take(data);
         self.fs.dispatch_write(who, args, data, slot);
     }
-}
-
-/// Lets the other tasks of this reactor run once.
-async fn yield_now() {
-    let yielded = Cell::new(false);
-    poll_fn(|cx| {
-        if yielded.replace(true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 #[cfg(test)]
