@@ -10,7 +10,7 @@ use crate::wanted::{State, Wanted, supervisor};
 use anyhow::Result;
 use ember_fuse_kernel::mount::{Probe, probe_within};
 use ember_rt::Rt;
-use ember_types::PublicState;
+use ember_types::{NodeKind, PublicState};
 use ember_wire::admin::ClusterStatus;
 use std::path::Path;
 use std::time::Duration;
@@ -52,7 +52,8 @@ async fn wait(rt: Rt, dir: DataDir, cluster: Cluster, round: u64) -> Result<()> 
         if state.round >= round {
             refuse_ended(&dir, &state)?;
         }
-        let missing = missing(&client, &dir, &cluster, state.round >= round).await?;
+        let acted = (state.round >= round).then_some(&state);
+        let missing = missing(&client, &dir, &cluster, acted).await?;
         let missing = match missing {
             Some(missing) => missing,
             None if thin(&client).await => "all replicas".into(),
@@ -95,15 +96,15 @@ async fn missing(
     client: &AdminClient,
     dir: &DataDir,
     cluster: &Cluster,
-    acted: bool,
+    acted: Option<&State>,
 ) -> Result<Option<String>> {
-    if !acted {
+    let Some(state) = acted else {
         return Ok(Some("the supervisor".into()));
-    }
+    };
     let Ok(status) = client.status(Duration::from_secs(1)).await else {
         return Ok(Some("mgmtd".into()));
     };
-    if let Some(missing) = unready(&status, cluster) {
+    if let Some(missing) = unready(&status, cluster, state) {
         return Ok(Some(missing));
     }
     for point in Wanted::load(dir)?.mounts {
@@ -127,14 +128,16 @@ pub(crate) fn mount_answers(point: &Path) -> bool {
     matches!(probe_within(point, PROBE_LIMIT), Ok(Probe::Alive))
 }
 
-fn unready(status: &ClusterStatus, cluster: &Cluster) -> Option<String> {
-    let storage = status.nodes.iter().filter(|n| n.kind == ember_types::NodeKind::Storage);
-    let alive = storage.filter(|n| n.alive).count();
-    if alive < cluster.storage_nodes as usize {
-        return Some(format!("storage nodes ({alive} of {})", cluster.storage_nodes));
+/// What mgmtd doesn't know of yet. The lease of a process that died outlives it, so only those that run count.
+fn unready(status: &ClusterStatus, cluster: &Cluster, state: &State) -> Option<String> {
+    let runs = |pid: u32| state.daemons.iter().any(|daemon| daemon.pid == Some(pid));
+    let registered =
+        |kind: NodeKind| status.nodes.iter().filter(|n| n.kind == kind && n.alive && runs(n.pid)).count();
+    let storage = registered(NodeKind::Storage);
+    if storage < cluster.storage_nodes as usize {
+        return Some(format!("storage nodes ({storage} of {})", cluster.storage_nodes));
     }
-    let meta = status.nodes.iter().any(|n| n.kind == ember_types::NodeKind::Meta && n.alive);
-    if !meta {
+    if registered(NodeKind::Meta) == 0 {
         return Some("meta".into());
     }
     if status.chains.is_empty() {

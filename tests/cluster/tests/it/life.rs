@@ -113,6 +113,10 @@ fn a_daemon_that_dies_is_started_again_unless_told_otherwise() -> Result<()> {
     cluster.up(&["--no-restart"]).context("a second up")?;
     cluster.wait_health("OK", SOON)?;
     ensure!(cluster.pids("storage")?[1] != dead, "a second up starts what is missing");
+    // Before mgmtd can have noticed: the lease of the old process, which still runs, doesn't make the new one ready.
+    let dead = cluster.kill_storage(1, Signal::KILL)?;
+    cluster.up(&["--no-restart"]).context("an up right after a death")?;
+    ensure!(cluster.pids("storage")?[1] != dead, "up waits until what it started has registered");
     Ok(())
 }
 
