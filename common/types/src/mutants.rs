@@ -100,6 +100,8 @@ pub const ALL: &[Mutant] = planted! {
         ("ember-engine::pages" "the_page_that_a_checkpoint_names_is_never_written_over")
     r04_compaction_drops_pending "a compaction drops the pending version"
         ("ember-engine::compact" "r04_a_pending_version_puts_compaction_off")
+    r04_flush_overlooks_batch_on_its_way "a flush doesn't wait for records that are on their way to the log"
+        ("ember-engine::rules" "r04_a_flush_waits_for_a_commit_that_is_on_its_way")
     r05_number_alone_identifies "equal version numbers count as equal content"
         simulator
     r05_tombstone_forgotten "a removal leaves no tombstone"

@@ -84,7 +84,7 @@ pub(crate) struct Log {
     /// The present segment has grown since its last flush.
     grown: Cell<bool>,
     settled: RefCell<Settled>,
-    /// The last batch carried records, so recovery would have to check its data.
+    /// The last batch carried records, so recovery would have to check its data; or one that does is on its way.
     unconfirmed: Cell<bool>,
     failed: RefCell<Option<String>>,
 }
@@ -149,6 +149,9 @@ impl Log {
                 self.urgent.set(self.urgent.get() - 1);
             }
             batch.push(item);
+        }
+        if count > 0 && !mutant!(r04_flush_overlooks_batch_on_its_way) {
+            self.unconfirmed.set(true);
         }
         (batch, payload, count)
     }

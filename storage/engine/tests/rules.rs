@@ -8,12 +8,13 @@ use ember_engine::{
     Which,
 };
 use ember_rt::SharedBuf;
-use ember_rt::select::join_all;
+use ember_rt::select::{join_all, select, yield_now};
 use ember_types::checksum::crc32c;
 use ember_types::{
     ChainVersion, ChannelId, ChunkId, ChunkVersion, ClientId, ClusterId, Instant, Sequence, Status, TargetId,
     WriterTag, block_checksums,
 };
+use std::future::pending;
 use std::time::Duration;
 use support::disk::DiskState;
 use support::{DIR, FOREGROUND, IDENTITY, World, chunk, config, version};
@@ -97,6 +98,32 @@ fn r04_a_commit_is_undone_to_pending_at_worst() {
         target.world.must(target.engine.flush()).unwrap();
         target = target.crash();
         assert_eq!(target.engine.state(chunk(1)).unwrap().committed_version(), version(1));
+    }
+}
+
+#[test]
+fn r04_a_flush_waits_for_a_commit_that_is_on_its_way() {
+    for moment in 0..20 {
+        let mut target = Target::new(moment);
+        target.prepare(request(chunk(1), NONE, version(1), write(0, &[7; 5000]))).unwrap();
+        target.world.must(target.engine.flush()).unwrap();
+        target.commit(chunk(1), version(1));
+        // It goes to the disk with the update of another chunk.
+        let other = target.engine.prepare(request(chunk(2), NONE, version(1), write(0, &[8; 5000])));
+        let flush = async {
+            for _ in 0..moment {
+                yield_now().await;
+            }
+            target.engine.flush().await.unwrap();
+        };
+        let other = async {
+            other.await.unwrap();
+            pending::<()>().await
+        };
+        target.world.must(select(flush, other));
+        target = target.crash();
+        let state = target.engine.state(chunk(1)).unwrap();
+        assert_eq!(state.committed_version(), version(1), "flushed at moment {moment}");
     }
 }
 
