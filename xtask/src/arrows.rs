@@ -24,6 +24,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ember-storage", &["ember-craq", "ember-engine", "ember-net", "ember-daemon", "ember-client"]),
     ("ember-fuse-kernel", &[]),
     ("ember-fuse", &["ember-fuse-kernel", "ember-client", "ember-daemon"]),
+    ("ember-dualpipe", &[]),
+    ("ember-eplb", &[]),
+    ("ember-train", &["ember-dualpipe"]),
 ];
 
 /// These may use every crate.
@@ -44,7 +47,7 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("io-uring", &["ember-rt-uring"]),
     ("fjall", &["ember-kv"]),
     ("axum", &["ember-daemon"]),
-    ("anyhow", &["ember", "xtask", "ember-sim", "ember-cluster-tests"]),
+    ("anyhow", &["ember", "ember-train", "xtask", "ember-sim", "ember-cluster-tests"]),
 ];
 
 #[derive(Deserialize)]
