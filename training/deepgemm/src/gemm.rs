@@ -39,7 +39,7 @@ impl Element for bf16 {
 }
 
 /// Numbers that are multiplied: each is a BF16 number too.
-trait Factor: Copy + Send + Sync {
+pub(crate) trait Factor: Copy + Send + Sync {
     fn bits(self) -> u16;
 }
 
@@ -147,7 +147,7 @@ impl Cpu {
         Ok(())
     }
 
-    fn multiply<F: Factor, D: Element>(
+    pub(crate) fn multiply<F: Factor, D: Element>(
         &self,
         a: &View<'_, F>,
         b: &View<'_, F>,

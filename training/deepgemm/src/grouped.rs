@@ -1,8 +1,8 @@
 //! Products of several experts at once.
 
 use crate::gemm::{Cpu, Element, Recipe, Scaled, check_scales};
-use crate::view::ViewMut;
-use crate::{Result, demand};
+use crate::view::{View, ViewMut};
+use crate::{BLOCK, Result, demand};
 
 /// The rows of each group begin at a multiple of this.
 pub const ALIGNMENT: usize = 128;
@@ -70,6 +70,41 @@ impl Cpu {
         for (g, (mut d, count)) in d.into_iter().zip(counts).enumerate() {
             let part = Scaled { values: a[g].values.rows(0, count), scales: a[g].scales.rows(0, count) };
             self.fp8_gemm_nt(part, b[g], None, d.rows_mut(0, count), recipe)?;
+        }
+        Ok(())
+    }
+
+    /// Weight gradients of several experts: `d[g][m, n]` is `c[g] + a[g] b[g]ᵀ`, where `a[g][m, k]` and `b[g][n, k]`
+    /// are the group's `k` rows of activations and gradients, transposed, with a scale for each row and 128 columns.
+    /// `k` is a multiple of 128; with 0 `d` is `c`.
+    ///
+    /// # Errors
+    /// If shapes or scales don't fit, or a `k` is no such multiple.
+    pub fn fp8_gemm_nt_k_grouped(
+        &self,
+        a: &[Scaled<'_>],
+        b: &[Scaled<'_>],
+        c: &[View<'_, f32>],
+        d: Vec<ViewMut<'_, f32>>,
+    ) -> Result<()> {
+        for (argument, count) in [("b", b.len()), ("c", c.len()), ("d", d.len())] {
+            demand(count == a.len(), argument, || format!("has {count} groups, `a` has {}", a.len()))?;
+        }
+        for g in 0..a.len() {
+            let ([m, k], [n, other]) = (a[g].values.shape(), b[g].values.shape());
+            demand(k.is_multiple_of(BLOCK), "a", || {
+                format!("group {g} has {k} columns, no multiple of {BLOCK}")
+            })?;
+            demand(k == other, "b", || format!("group {g} has {other} columns, and `a` has {k}"))?;
+            for (argument, shape) in [("c", c[g].shape()), ("d", d[g].shape())] {
+                demand(shape == [m, n], argument, || {
+                    format!("group {g} has shape {shape:?}, not {:?}", [m, n])
+                })?;
+            }
+            check_scales(&a[g], &b[g], Recipe::Rows)?;
+        }
+        for (g, d) in d.into_iter().enumerate() {
+            self.fp8_gemm_nt(a[g], b[g], Some(c[g]), d, Recipe::Rows)?;
         }
         Ok(())
     }

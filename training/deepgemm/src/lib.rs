@@ -13,6 +13,7 @@ mod gemm;
 mod grouped;
 mod kernel;
 pub mod layout;
+mod logits;
 mod quantise;
 pub mod ue8m0;
 mod view;
@@ -20,6 +21,7 @@ mod view;
 pub use e4m3::E4m3;
 pub use gemm::{Cpu, Element, Recipe, Scaled};
 pub use grouped::ALIGNMENT;
+pub use logits::Indexer;
 pub use quantise::{Quantised, ScaleFormat, per_block, per_channel, per_token};
 pub use view::{Scales, View, ViewMut};
 

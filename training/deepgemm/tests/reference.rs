@@ -3,8 +3,8 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ember_deepgemm::{
-    ALIGNMENT, BLOCK, Cpu, E4m3, Element, Quantised, Recipe, ScaleFormat, Scaled, Scales, View, ViewMut,
-    layout, per_block, per_channel, per_token, ue8m0,
+    ALIGNMENT, BLOCK, Cpu, E4m3, Element, Indexer, Quantised, Recipe, ScaleFormat, Scaled, Scales, View,
+    ViewMut, layout, per_block, per_channel, per_token, ue8m0,
 };
 use half::bf16;
 use proptest::prelude::*;
@@ -182,6 +182,13 @@ fn noise(seed: u64, count: usize) -> Vec<bf16> {
     (0..count).map(|_| bf16::from_f32((0..4).map(|_| next()).sum::<f32>() - 2.0)).collect()
 }
 
+/// Values times scales, each of `rows` rows and 128 columns.
+fn plain(x: &Quantised, [m, k]: [usize; 2], rows: usize) -> Vec<f32> {
+    let number =
+        |i: usize, j: usize| x.values[i * k + j].to_f32() * x.scales[i / rows * x.scale_shape[1] + j / BLOCK];
+    (0..m).flat_map(|i| (0..k).map(move |j| (i, j))).map(|(i, j)| number(i, j)).collect()
+}
+
 fn check_any([m, n, k]: [usize; 3], seed: u64) {
     let (a, b) = (noise(seed, m * k), noise(seed + 1, n * k));
     let (a, b) = (View::new(&a, [m, k]).unwrap(), View::new(&b, [n, k]).unwrap());
@@ -200,15 +207,22 @@ fn check_any([m, n, k]: [usize; 3], seed: u64) {
     let sums = exact.iter().zip(&c).map(|(sum, c)| sum + f64::from(*c));
     assert!(difference(wide(&found[0]), sums) < 1e-10);
     // FP8, both recipes.
-    let x = per_token(&a, ScaleFormat::F32).unwrap();
-    for (y, recipe) in [
+    let quantised = per_token(&a, ScaleFormat::F32).unwrap();
+    for (other, recipe) in [
         (per_block(&b, ScaleFormat::F32).unwrap(), Recipe::Blocks),
         (per_token(&b, ScaleFormat::F32).unwrap(), Recipe::Rows),
     ] {
-        let found = paths.map(|cpu| fp8(cpu, [m, n, k], &x, &y, None, recipe));
+        let found = paths.map(|cpu| fp8(cpu, [m, n, k], &quantised, &other, None, recipe));
         assert_eq!(found[0], found[1], "{:?}", [m, n, k]);
-        assert!(difference(wide(&found[0]), exact.iter().copied()) < 1e-3, "{:?}", [m, n, k]);
-        let added = fp8(cpu, [m, n, k], &x, &y, Some(&c), recipe);
+        let rows = if recipe == Recipe::Blocks { BLOCK } else { 1 };
+        let (x, y) = (plain(&quantised, [m, k], 1), plain(&other, [n, k], rows));
+        let sums = product(&View::new(&x, [m, k]).unwrap(), &View::new(&y, [n, k]).unwrap());
+        assert!(difference(wide(&found[0]), sums) < 1e-10, "{:?}", [m, n, k]);
+        // Few numbers may happen to cancel each other.
+        if k >= BLOCK && m * n >= 256 {
+            assert!(difference(wide(&found[0]), exact.iter().copied()) < 1e-3, "{:?}", [m, n, k]);
+        }
+        let added = fp8(cpu, [m, n, k], &quantised, &other, Some(&c), recipe);
         let expected: Vec<f32> = found[0].iter().zip(&c).map(|(sum, c)| c + sum).collect();
         assert_eq!(added, expected);
     }
@@ -323,6 +337,92 @@ fn groups_are_multiplied_by_their_own_matrices() {
     let rows = real.map(|rows| rows as i32);
     cpu.fp8_gemm_nt_masked(&parts, &experts, outs, &rows, Recipe::Blocks).unwrap();
     assert_eq!(masked, d);
+}
+
+#[test]
+fn weight_gradients_of_groups_are_added() {
+    let [m, n] = [24, 40];
+    let ks = [256, 0, 128];
+    let quantised = |seed: u64, rows: usize, k: usize| {
+        per_token(&View::new(&noise(seed, rows * k), [rows, k]).unwrap(), ScaleFormat::F32).unwrap()
+    };
+    let a: Vec<Quantised> = ks.iter().enumerate().map(|(g, &k)| quantised(g as u64, m, k)).collect();
+    let b: Vec<Quantised> = ks.iter().enumerate().map(|(g, &k)| quantised(9 + g as u64, n, k)).collect();
+    let old: Vec<f32> = noise(7, m * n).into_iter().map(f32::from).collect();
+    let left: Vec<Scaled<'_>> = a.iter().zip(ks).map(|(x, k)| scaled(x, [m, k])).collect();
+    let right: Vec<Scaled<'_>> = b.iter().zip(ks).map(|(x, k)| scaled(x, [n, k])).collect();
+    let c = vec![View::new(&old, [m, n]).unwrap(); 3];
+    let mut found = vec![f32::NAN; 3 * m * n];
+    let outs = found.chunks_mut(m * n).map(|d| ViewMut::new(d, [m, n]).unwrap()).collect();
+    Cpu::new().fp8_gemm_nt_k_grouped(&left, &right, &c, outs).unwrap();
+    for (g, k) in ks.into_iter().enumerate() {
+        let expected = fp8(Cpu::new(), [m, n, k], &a[g], &b[g], Some(&old), Recipe::Rows);
+        assert_eq!(found[g * m * n..][..m * n], expected);
+    }
+    assert_eq!(found[m * n..][..m * n], old, "nothing to add");
+    let odd = quantised(3, m, 100);
+    let out = vec![ViewMut::new(&mut found[..m * n], [m, n]).unwrap()];
+    let error =
+        Cpu::new().fp8_gemm_nt_k_grouped(&[scaled(&odd, [m, 100])], &right[..1], &c[..1], out).unwrap_err();
+    assert!(error.to_string().starts_with("a: group 0 has 100 columns"), "{error}");
+}
+
+#[test]
+fn logits_are_sums_over_heads_of_what_is_seen() {
+    let [queries, heads, keys, width] = [37, 32, 300, 128];
+    let q = per_token(
+        &View::new(&noise(1, queries * heads * width), [queries * heads, width]).unwrap(),
+        ScaleFormat::F32,
+    )
+    .unwrap();
+    let k = per_token(&View::new(&noise(2, keys * width), [keys, width]).unwrap(), ScaleFormat::F32).unwrap();
+    let weights: Vec<f32> = noise(3, queries * heads).into_iter().map(f32::from).collect();
+    let seen: Vec<(u32, u32)> = (0..queries as u32).map(|i| (i, (i * 8).max(i).min(keys as u32))).collect();
+    let of = Indexer {
+        queries: View::new(&q.values, [queries * heads, width]).unwrap(),
+        keys: View::new(&k.values, [keys, width]).unwrap(),
+        key_scales: &k.scales,
+        weights: View::new(&weights, [queries, heads]).unwrap(),
+        seen: &seen,
+    };
+    let logits = |cpu: Cpu| {
+        let mut d = vec![0.0; queries * keys];
+        cpu.fp8_mqa_logits(&of, ViewMut::new(&mut d, [queries, keys]).unwrap()).unwrap();
+        d
+    };
+    let found = logits(Cpu::new());
+    assert_eq!(found, logits(Cpu::new().portable().with_threads(1)));
+    let (mut ours, mut exact) = (Vec::new(), Vec::new());
+    for i in 0..queries {
+        for j in 0..keys {
+            let logit = found[i * keys + j];
+            if !(seen[i].0 as usize..seen[i].1 as usize).contains(&j) {
+                assert_eq!(logit, f32::NEG_INFINITY);
+                continue;
+            }
+            let head = |h: usize| {
+                let pairs = of.queries.row(i * heads + h).iter().zip(of.keys.row(j));
+                let sum: f64 = pairs.map(|(x, y)| f64::from(x.to_f32()) * f64::from(y.to_f32())).sum();
+                (sum * f64::from(k.scales[j])).max(0.0) * f64::from(weights[i * heads + h])
+            };
+            ours.push(f64::from(logit));
+            exact.push((0..heads).map(head).sum::<f64>());
+        }
+    }
+    assert!(difference(ours, exact) < 5e-6);
+    let mut d = vec![0.0; queries * keys];
+    let mut error = |of: &Indexer<'_>| {
+        let done = Cpu::new().fp8_mqa_logits(of, ViewMut::new(&mut d, [queries, keys]).unwrap());
+        done.unwrap_err().argument
+    };
+    let mut beyond = seen.clone();
+    beyond[3].1 = keys as u32 + 1;
+    assert_eq!(error(&Indexer { seen: &beyond, ..of }), "seen");
+    assert_eq!(error(&Indexer { key_scales: &k.scales[1..], ..of }), "key_scales");
+    assert_eq!(error(&Indexer { queries: of.queries.rows(0, 5), ..of }), "queries");
+    let mut spoilt = weights.clone();
+    spoilt[40] = f32::NAN;
+    assert_eq!(error(&Indexer { weights: View::new(&spoilt, [queries, heads]).unwrap(), ..of }), "weights");
 }
 
 #[test]
