@@ -7,6 +7,7 @@
 use super::{COLUMNS, Join};
 
 #[cfg(target_arch = "x86_64")]
+#[expect(clippy::needless_range_loop, reason = "iterators aren't compiled for these instructions")]
 mod x86 {
     use super::{COLUMNS, Join};
     use core::arch::x86_64::{
@@ -18,28 +19,43 @@ mod x86 {
     const LANES: usize = 16;
     const REGISTERS: usize = COLUMNS / LANES;
 
+    // Loops with indices: code of the library's iterators and closures isn't compiled for these instructions.
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
     fn pairs(words: __m512i) -> __m512bh {
         // SAFETY: both are 512 bits of plain data.
         unsafe { core::mem::transmute(words) }
     }
 
+    #[inline]
     #[target_feature(enable = "avx512f")]
     fn load(from: &[f32; COLUMNS]) -> [__m512; REGISTERS] {
-        // SAFETY: 16 numbers from 16 `i` on are within the 64.
-        std::array::from_fn(|i| unsafe { _mm512_loadu_ps(from.as_ptr().add(i * LANES)) })
+        let mut to = [_mm512_setzero_ps(); REGISTERS];
+        for i in 0..REGISTERS {
+            // SAFETY: 16 numbers from 16 `i` on are within the 64.
+            to[i] = unsafe { _mm512_loadu_ps(from.as_ptr().add(i * LANES)) };
+        }
+        to
     }
 
+    #[inline]
     #[target_feature(enable = "avx512f")]
     fn load_words(from: &[u32; COLUMNS]) -> [__m512bh; REGISTERS] {
-        // SAFETY: 16 words from 16 `i` on are within the 64.
-        std::array::from_fn(|i| pairs(unsafe { _mm512_loadu_si512(from.as_ptr().add(i * LANES).cast()) }))
+        let mut to = [pairs(_mm512_set1_epi32(0)); REGISTERS];
+        for i in 0..REGISTERS {
+            // SAFETY: 16 words from 16 `i` on are within the 64.
+            to[i] = pairs(unsafe { _mm512_loadu_si512(from.as_ptr().add(i * LANES).cast()) });
+        }
+        to
     }
 
+    #[inline]
     #[target_feature(enable = "avx512f")]
     fn store(to: &mut [f32; COLUMNS], from: [__m512; REGISTERS]) {
-        for (i, register) in from.into_iter().enumerate() {
+        for i in 0..REGISTERS {
             // SAFETY: 16 numbers from 16 `i` on are within the 64.
-            unsafe { _mm512_storeu_ps(to.as_mut_ptr().add(i * LANES), register) }
+            unsafe { _mm512_storeu_ps(to.as_mut_ptr().add(i * LANES), from[i]) }
         }
     }
 
@@ -52,32 +68,32 @@ mod x86 {
     ) {
         let mut part = [[_mm512_setzero_ps(); REGISTERS]; ROWS];
         if let Join::Chain = join {
-            for (part, sums) in part.iter_mut().zip(&*sums) {
-                *part = load(sums);
+            for i in 0..ROWS {
+                part[i] = load(&sums[i]);
             }
         }
-        let a = a.map(|row| &row[..b.len()]);
-        for (k, words) in b.iter().enumerate() {
-            let words = load_words(words);
-            for (part, row) in part.iter_mut().zip(a) {
-                let own = pairs(_mm512_set1_epi32(row[k].cast_signed()));
-                for (sum, other) in part.iter_mut().zip(words) {
-                    *sum = _mm512_dpbf16_ps(*sum, own, other);
+        let mut rows: [&[u32]; ROWS] = [&[]; ROWS];
+        for i in 0..ROWS {
+            rows[i] = &a[i][..b.len()];
+        }
+        for k in 0..b.len() {
+            let words = load_words(&b[k]);
+            for i in 0..ROWS {
+                let own = pairs(_mm512_set1_epi32(rows[i][k].cast_signed()));
+                for j in 0..REGISTERS {
+                    part[i][j] = _mm512_dpbf16_ps(part[i][j], own, words[j]);
                 }
             }
         }
-        for (i, (part, sums)) in part.into_iter().zip(sums).enumerate() {
-            match join {
-                Join::Chain => store(sums, part),
-                Join::Promote { rows, columns } => {
-                    let (scale, columns, old) = (_mm512_set1_ps(rows[i]), load(columns), load(sums));
-                    let new = std::array::from_fn(|j| {
-                        let scaled = _mm512_mul_ps(_mm512_mul_ps(scale, columns[j]), part[j]);
-                        _mm512_add_ps(old[j], scaled)
-                    });
-                    store(sums, new);
+        for i in 0..ROWS {
+            if let Join::Promote { rows, columns } = join {
+                let (scale, columns, old) = (_mm512_set1_ps(rows[i]), load(columns), load(&sums[i]));
+                for j in 0..REGISTERS {
+                    let scaled = _mm512_mul_ps(_mm512_mul_ps(scale, columns[j]), part[i][j]);
+                    part[i][j] = _mm512_add_ps(old[j], scaled);
                 }
             }
+            store(&mut sums[i], part[i]);
         }
     }
 }
