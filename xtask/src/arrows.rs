@@ -27,6 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ember-deepgemm", &[]),
     ("ember-dualpipe", &[]),
     ("ember-eplb", &[]),
+    ("ember-flashmla", &["ember-deepgemm"]),
     ("ember-train", &["ember-dualpipe"]),
 ];
 
