@@ -13,11 +13,13 @@ mod draw;
 mod execute;
 mod schedule;
 mod simulate;
+mod tcp;
 mod transport;
 
 pub use execute::{Feed, Outcome, Rank, RunError, Stage};
 pub use schedule::{Compute, Kind, Part, Payload, Pipeline, Step, Transfer};
 pub use simulate::{Block, Costs, Simulation, Timeline, simulate};
+pub use tcp::{JoinError, Mesh, Message, TcpTransport};
 pub use transport::{Tag, ThreadTransport, Transport, TransportError};
 
 /// What can go wrong.

@@ -45,6 +45,14 @@ pub enum TransportError {
         /// What came.
         found: Tag,
     },
+    /// What the other rank has sent is no message of this kind.
+    #[error(
+        "rank {peer} has sent what is no message: all ranks must run the same release and exchange the same type"
+    )]
+    Damaged {
+        /// The other rank.
+        peer: usize,
+    },
     /// There is no such rank.
     #[error("there is no rank {peer}, or it is this one")]
     NoRank {
@@ -67,10 +75,31 @@ pub trait Transport<T> {
     ) -> Result<Vec<T>, TransportError>;
 }
 
+/// A message from another rank, or what it sent instead.
+pub(crate) type Received<T> = Result<(Tag, T), TransportError>;
+
+/// The next message of a rank, which must be the expected one.
+pub(crate) fn receive<T>(
+    from: &Receiver<Received<T>>,
+    peer: usize,
+    expected: Tag,
+    limit: Duration,
+) -> Result<T, TransportError> {
+    match from.recv_timeout(limit) {
+        Ok(Ok((found, what))) if found == expected => Ok(what),
+        Ok(Ok((found, _))) => Err(TransportError::Order { peer, expected, found }),
+        Ok(Err(trouble)) => Err(trouble),
+        Err(RecvTimeoutError::Disconnected) => Err(TransportError::Ended { peer, tag: expected }),
+        Err(RecvTimeoutError::Timeout) => {
+            Err(TransportError::Late { peer, tag: expected, seconds: limit.as_secs() })
+        }
+    }
+}
+
 /// Ranks that are threads of one process.
 pub struct ThreadTransport<T> {
-    to: Vec<Option<Sender<(Tag, T)>>>,
-    from: Vec<Option<Receiver<(Tag, T)>>>,
+    to: Vec<Option<Sender<Received<T>>>>,
+    from: Vec<Option<Receiver<Received<T>>>>,
     limit: Duration,
 }
 
@@ -103,18 +132,11 @@ impl<T> Transport<T> for ThreadTransport<T> {
     ) -> Result<Vec<T>, TransportError> {
         for (peer, tag, what) in sends {
             let to = self.to.get(peer).and_then(Option::as_ref).ok_or(TransportError::NoRank { peer })?;
-            to.send((tag, what)).map_err(|_| TransportError::Ended { peer, tag })?;
+            to.send(Ok((tag, what))).map_err(|_| TransportError::Ended { peer, tag })?;
         }
-        let receive = |&(peer, expected): &(usize, Tag)| {
+        let receive = |&(peer, tag): &(usize, Tag)| {
             let from = self.from.get(peer).and_then(Option::as_ref).ok_or(TransportError::NoRank { peer })?;
-            match from.recv_timeout(self.limit) {
-                Ok((found, what)) if found == expected => Ok(what),
-                Ok((found, _)) => Err(TransportError::Order { peer, expected, found }),
-                Err(RecvTimeoutError::Disconnected) => Err(TransportError::Ended { peer, tag: expected }),
-                Err(RecvTimeoutError::Timeout) => {
-                    Err(TransportError::Late { peer, tag: expected, seconds: self.limit.as_secs() })
-                }
-            }
+            receive(from, peer, tag, self.limit)
         };
         receives.iter().map(receive).collect()
     }
