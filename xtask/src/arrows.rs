@@ -24,6 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ember-storage", &["ember-craq", "ember-engine", "ember-net", "ember-daemon", "ember-client"]),
     ("ember-fuse-kernel", &[]),
     ("ember-fuse", &["ember-fuse-kernel", "ember-client", "ember-daemon"]),
+    ("ember-deepep", &[]),
     ("ember-deepgemm", &[]),
     ("ember-dualpipe", &[]),
     ("ember-eplb", &[]),

@@ -1,0 +1,516 @@
+//! Dispatch and combine.
+
+use crate::heap::Heap;
+use crate::layout::{Layout, Shape, layout};
+use crate::places::{BLOCK, BUFFERS, Places, Signal, WORDS};
+use crate::{EpError, Result, demand};
+use half::bf16;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use std::cell::{Cell, RefCell};
+use std::path::Path;
+use std::time::Duration;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+const MAGIC: u64 = u64::from_le_bytes(*b"EMBEREP1");
+
+/// Tokens of a rank, `[tokens, hidden]`.
+#[derive(Clone, Copy, Debug)]
+pub enum Tokens<'a> {
+    /// In BF16.
+    Bf16(&'a [bf16]),
+    /// In FP8, a byte each, with a scale for each 128: `[tokens, ceil(hidden / 128)]`.
+    Fp8 {
+        /// The numbers' bits.
+        values: &'a [u8],
+        /// The scales.
+        scales: &'a [f32],
+    },
+}
+
+impl Tokens<'_> {
+    /// Bytes of a number, which also tell the kinds apart.
+    fn width(&self) -> usize {
+        match self {
+            Self::Bf16(_) => 2,
+            Self::Fp8 { .. } => 1,
+        }
+    }
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Bf16(values) => values.reinterpret_cast().as_bytes(),
+            Self::Fp8 { values, .. } => values,
+        }
+    }
+    fn scales(&self) -> &[f32] {
+        match self {
+            Self::Bf16(_) => &[],
+            Self::Fp8 { scales, .. } => scales,
+        }
+    }
+    /// Number of tokens.
+    fn check(&self, shape: &Shape) -> Result<usize> {
+        let numbers = self.bytes().len() / self.width();
+        demand(numbers.is_multiple_of(shape.hidden), "tokens", || {
+            format!("{numbers} numbers are no whole number of tokens of {}", shape.hidden)
+        })?;
+        let tokens = numbers / shape.hidden;
+        demand(tokens <= shape.tokens, "tokens", || {
+            format!("{tokens} are more than the {} of the group", shape.tokens)
+        })?;
+        let scales = if self.width() == 1 { tokens * shape.hidden.div_ceil(BLOCK) } else { 0 };
+        demand(self.scales().len() == scales, "scales", || {
+            format!("there are {}, not the {scales} of {tokens} tokens", self.scales().len())
+        })?;
+        Ok(tokens)
+    }
+}
+
+/// What went where in a dispatch: for the way back, and for another dispatch to the same places.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Handle {
+    to_rank: Vec<Vec<u32>>,
+    /// Tokens of this rank.
+    tokens: usize,
+    /// Rows received from ranks below each, and from all.
+    before: Vec<usize>,
+}
+
+impl Handle {
+    /// Rows that were received.
+    pub fn rows(&self) -> usize {
+        self.before.last().copied().unwrap_or(0)
+    }
+    /// Rows that were received from ranks up to each, itself included.
+    pub fn rows_up_to_rank(&self) -> &[usize] {
+        &self.before[1..]
+    }
+}
+
+/// Tokens that a rank has received: those of rank 0 first, each rank's in their order. Two results may be alive at
+/// once; the older one must be dropped before the next dispatch, and other ranks wait for that.
+pub struct Dispatched<'g> {
+    group: &'g Group,
+    buffer: usize,
+    epoch: u32,
+    width: usize,
+    /// What went where.
+    pub handle: Handle,
+    /// `[rows, topk]`: the experts that a token chose, as numbers of this rank's; -1 for those of other ranks. Empty
+    /// after a dispatch by a handle.
+    pub chosen: Vec<i64>,
+    /// `[rows, topk]`: their weights; 0 for those of other ranks. Empty after a dispatch by a handle.
+    pub weights: Vec<f32>,
+    /// Where each row comes from: rank, and token there.
+    pub sources: Vec<(u32, u32)>,
+    /// Rows of each of this rank's experts. Empty after a dispatch by a handle.
+    pub per_expert: Vec<u32>,
+}
+
+impl Dispatched<'_> {
+    /// The tokens `[rows, hidden]`, if they are in BF16.
+    pub fn bf16(&self) -> Option<&[bf16]> {
+        if self.width != 2 {
+            return None;
+        }
+        let bytes = self.group.heap.own(self.group.places.values[self.buffer], 2 * self.numbers());
+        Some(<[u16]>::ref_from_bytes(bytes).ok()?.reinterpret_cast())
+    }
+    /// The tokens `[rows, hidden]` and their scales `[rows, ceil(hidden / 128)]`, if they are in FP8.
+    pub fn fp8(&self) -> Option<(&[u8], &[f32])> {
+        if self.width != 1 {
+            return None;
+        }
+        let (group, scales) = (self.group, self.handle.rows() * self.group.shape.hidden.div_ceil(BLOCK));
+        let values = group.heap.own(group.places.values[self.buffer], self.numbers());
+        let scales = group.heap.own(group.places.scales[self.buffer], 4 * scales);
+        Some((values, <[f32]>::ref_from_bytes(scales).ok()?))
+    }
+    fn numbers(&self) -> usize {
+        self.handle.rows() * self.group.shape.hidden
+    }
+}
+
+impl Drop for Dispatched<'_> {
+    fn drop(&mut self) {
+        let group = self.group;
+        group.alive.borrow_mut()[self.buffer] = false;
+        (0..group.shape.ranks).for_each(|to| group.tell(to, Signal::TokensDone(self.buffer), self.epoch));
+    }
+}
+
+/// What came back.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Combined {
+    /// `[tokens, hidden]`: sums over the ranks, in their order, on top of the biases.
+    pub tokens: Vec<bf16>,
+    /// `[tokens, topk]`: sums of the weights, if they were sent.
+    pub weights: Option<Vec<f32>>,
+}
+
+/// A rank of a group of processes, or threads, on one machine. All ranks make the same calls in the same order.
+pub struct Group {
+    heap: Heap,
+    shape: Shape,
+    places: Places,
+    rank: usize,
+    dispatches: Cell<u32>,
+    combines: Cell<u32>,
+    alive: RefCell<[bool; BUFFERS]>,
+    ended: RefCell<Option<String>>,
+}
+
+impl Group {
+    /// Joins the other ranks, and returns when all are there. They share the file at `path`, which must be in memory
+    /// (`/dev/shm`), must not be there before, and is gone when all have joined. A rank is waited for at most `limit`,
+    /// now and in each later call.
+    ///
+    /// # Errors
+    /// If the numbers don't fit, the file can't be made, or a rank doesn't come or has other numbers.
+    pub fn join(path: &Path, rank: usize, shape: Shape, limit: Duration) -> Result<Self> {
+        shape.check()?;
+        demand(rank < shape.ranks, "rank", || format!("{rank} is none of {} ranks", shape.ranks))?;
+        let places = Places::new(&shape);
+        let heap = Heap::open(path, rank, shape.ranks, places.bytes, limit)?;
+        let group = Self {
+            heap,
+            shape,
+            places,
+            rank,
+            dispatches: Cell::new(0),
+            combines: Cell::new(0),
+            alive: RefCell::default(),
+            ended: RefCell::default(),
+        };
+        if group.heap.told(Signal::Joined.index(shape.ranks, rank)) != 0 {
+            let why =
+                format!("rank {rank} has joined already, or an earlier job has left the file: remove it");
+            return Err(EpError::File { path: group.heap.path().display().to_string(), why });
+        }
+        group.heap.put(rank, places.words, group.words(rank).as_bytes());
+        group.tell_all(Signal::Joined, 1);
+        for other in 0..shape.ranks {
+            group.wait(Signal::Joined, other, 1, "joined")?;
+            group.compare(other)?;
+        }
+        group.tell_all(Signal::Ready, 1);
+        (0..shape.ranks).try_for_each(|other| group.wait(Signal::Ready, other, 1, "joined"))?;
+        if rank == 0 {
+            group.heap.unlink();
+        }
+        Ok(group)
+    }
+
+    /// This rank's number.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+    /// The group's numbers.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    fn words(&self, rank: usize) -> [u64; WORDS] {
+        let Shape { ranks, experts, hidden, topk, tokens } = self.shape;
+        [MAGIC, ranks as u64, experts as u64, hidden as u64, topk as u64, tokens as u64, rank as u64]
+    }
+
+    fn compare(&self, rank: usize) -> Result<()> {
+        let theirs = self.heap.of(rank, self.places.words, 8 * WORDS);
+        let names = ["release", "ranks", "experts", "hidden", "topk", "tokens", "rank"];
+        let theirs = theirs.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_le_bytes));
+        for ((what, theirs), ours) in names.into_iter().zip(theirs).zip(self.words(rank)) {
+            if theirs != ours {
+                return Err(EpError::Disagree { rank, what, theirs, ours });
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&self, to: usize, signal: Signal, value: u32) {
+        self.heap.tell(to, signal.index(self.shape.ranks, self.rank), value);
+    }
+    fn tell_all(&self, signal: Signal, value: u32) {
+        (0..self.shape.ranks).for_each(|to| self.tell(to, signal, value));
+    }
+    fn wait(&self, signal: Signal, from: usize, value: u32, what: &'static str) -> Result<()> {
+        match self.heap.wait(signal.index(self.shape.ranks, from), value) {
+            true => Ok(()),
+            false => Err(EpError::Late { rank: from, what, milliseconds: self.heap.limit().as_millis() }),
+        }
+    }
+
+    /// Runs a call of all ranks. One that fails half-way leaves the others' memory in an unknown state.
+    fn together<T>(&self, call: impl FnOnce() -> Result<T>) -> Result<T> {
+        if let Some(why) = &*self.ended.borrow() {
+            return Err(EpError::Ended(why.clone()));
+        }
+        let result = call();
+        if let Err(error @ (EpError::Late { .. } | EpError::Disagree { .. })) = &result {
+            *self.ended.borrow_mut() = Some(error.to_string());
+        }
+        result
+    }
+
+    /// Where tokens go whose experts are `chosen[tokens, topk]`, -1 for none.
+    ///
+    /// # Errors
+    /// As [`layout()`].
+    pub fn layout(&self, chosen: &[i64]) -> Result<Layout> {
+        layout(chosen, &self.shape)
+    }
+
+    /// Sends each token to the ranks of the experts `chosen[tokens, topk]`, -1 for none, with their `weights`.
+    ///
+    /// # Errors
+    /// If the numbers don't fit, two results are alive, or a rank doesn't do its part.
+    pub fn dispatch(&self, tokens: Tokens<'_>, chosen: &[i64], weights: &[f32]) -> Result<Dispatched<'_>> {
+        let count = tokens.check(&self.shape)?;
+        let needed = count * self.shape.topk;
+        for (argument, length) in [("chosen", chosen.len()), ("weights", weights.len())] {
+            demand(length == needed, argument, || {
+                format!(
+                    "has {length} numbers, not the {needed} of {count} tokens with {} experts",
+                    self.shape.topk
+                )
+            })?;
+        }
+        let to_rank = self.layout(chosen)?.to_rank;
+        self.together(|| self.send(tokens, count, to_rank, Some((chosen, weights))))
+    }
+
+    /// Sends each token where an earlier one went, without experts and weights: what the backward pass of
+    /// [`Group::combine`] does.
+    ///
+    /// # Errors
+    /// If there are not as many tokens as then, two results are alive, or a rank doesn't do its part.
+    pub fn dispatch_again(&self, tokens: Tokens<'_>, handle: &Handle) -> Result<Dispatched<'_>> {
+        let count = tokens.check(&self.shape)?;
+        demand(count == handle.tokens, "tokens", || {
+            format!("there are {count}, not the {} of then", handle.tokens)
+        })?;
+        self.together(|| self.send(tokens, count, handle.to_rank.clone(), None))
+    }
+
+    fn send(
+        &self,
+        tokens: Tokens<'_>,
+        count: usize,
+        to_rank: Vec<Vec<u32>>,
+        experts: Option<(&[i64], &[f32])>,
+    ) -> Result<Dispatched<'_>> {
+        let (shape, places, ranks) = (&self.shape, &self.places, self.shape.ranks);
+        let epoch = self.dispatches.get().wrapping_add(1);
+        let buffer = epoch as usize % BUFFERS;
+        demand(!self.alive.borrow()[buffer], "results", || {
+            format!("{BUFFERS} of earlier dispatches are alive: drop the older one before")
+        })?;
+        self.dispatches.set(epoch);
+        let freed = epoch.wrapping_sub(BUFFERS as u32);
+        for to in 0..ranks {
+            self.wait(Signal::TokensDone(buffer), to, freed, "given up an earlier result")?;
+        }
+        let kind = (tokens.width() + 2 * usize::from(experts.is_some())) as u32;
+        let mut counts: Vec<u32> = to_rank.iter().map(|tokens| tokens.len() as u32).collect();
+        counts.push(kind);
+        for to in 0..ranks {
+            self.heap.put(to, places.counts[buffer] + 4 * self.rank * (ranks + 1), counts.as_bytes());
+            self.tell(to, Signal::Counts, epoch);
+        }
+        let counts = self.counts(buffer, epoch, kind)?;
+        let (row, scales) = (tokens.width() * shape.hidden, shape.hidden.div_ceil(BLOCK));
+        for (to, sent) in to_rank.iter().enumerate() {
+            let first: usize = counts[..self.rank].iter().map(|counts| counts[to] as usize).sum();
+            let put =
+                |at: usize, i: usize, bytes: &[u8]| self.heap.put(to, at + (first + i) * bytes.len(), bytes);
+            for (i, &token) in sent.iter().enumerate() {
+                let t = token as usize;
+                put(places.values[buffer], i, &tokens.bytes()[t * row..][..row]);
+                if tokens.width() == 1 {
+                    put(places.scales[buffer], i, tokens.scales()[t * scales..][..scales].as_bytes());
+                }
+                if let Some((chosen, weights)) = experts {
+                    let chosen: Vec<i32> =
+                        chosen[t * shape.topk..][..shape.topk].iter().map(|id| *id as i32).collect();
+                    put(places.chosen[buffer], i, chosen.as_bytes());
+                    put(places.weights[buffer], i, weights[t * shape.topk..][..shape.topk].as_bytes());
+                }
+                put(places.sources[buffer], i, token.as_bytes());
+            }
+            self.tell(to, Signal::Tokens, epoch);
+        }
+        let mut before = vec![0];
+        for (from, counts) in counts.iter().enumerate() {
+            self.wait(Signal::Tokens, from, epoch, "sent its tokens")?;
+            before.push(before[from] + counts[self.rank] as usize);
+        }
+        self.alive.borrow_mut()[buffer] = true;
+        let handle = Handle { to_rank, tokens: count, before };
+        Ok(self.received(
+            Dispatched {
+                group: self,
+                buffer,
+                epoch,
+                width: tokens.width(),
+                handle,
+                chosen: Vec::new(),
+                weights: Vec::new(),
+                sources: Vec::new(),
+                per_expert: Vec::new(),
+            },
+            experts.is_some(),
+        ))
+    }
+
+    /// What each rank sends to each.
+    fn counts(&self, buffer: usize, epoch: u32, kind: u32) -> Result<Vec<Vec<u32>>> {
+        let (shape, ranks) = (&self.shape, self.shape.ranks);
+        let mut all = Vec::with_capacity(ranks);
+        for from in 0..ranks {
+            self.wait(Signal::Counts, from, epoch, "said how many tokens it sends")?;
+            let at = self.places.counts[buffer] + 4 * from * (ranks + 1);
+            let mut counts: Vec<u32> = numbers(self.heap.own(at, 4 * (ranks + 1)));
+            let disagree = |what, theirs: u32, ours: u32| {
+                Err(EpError::Disagree { rank: from, what, theirs: theirs.into(), ours: ours.into() })
+            };
+            match counts.pop() {
+                Some(theirs) if theirs != kind => return disagree("kind of dispatch", theirs, kind),
+                _ => {}
+            }
+            // As a group's number it would lead out of the heap.
+            if let Some(&many) = counts.iter().find(|count| **count as usize > shape.tokens) {
+                return disagree("tokens", many, shape.tokens as u32);
+            }
+            all.push(counts);
+        }
+        Ok(all)
+    }
+
+    fn received<'g>(&self, mut of: Dispatched<'g>, with_experts: bool) -> Dispatched<'g> {
+        let (rows, topk, local) = (of.handle.rows(), self.shape.topk, self.shape.local_experts());
+        let sources: Vec<u32> = numbers(self.heap.own(self.places.sources[of.buffer], 4 * rows));
+        for (from, ends) in of.handle.before.windows(2).enumerate() {
+            of.sources.extend(sources[ends[0]..ends[1]].iter().map(|token| (from as u32, *token)));
+        }
+        if !with_experts {
+            return of;
+        }
+        let chosen: Vec<i32> = numbers(self.heap.own(self.places.chosen[of.buffer], 4 * rows * topk));
+        of.weights = numbers(self.heap.own(self.places.weights[of.buffer], 4 * rows * topk));
+        of.per_expert = vec![0; local];
+        let first = (self.rank * local) as i64;
+        for (id, weight) in chosen.into_iter().zip(&mut of.weights) {
+            let own = usize::try_from(i64::from(id) - first).ok().filter(|expert| *expert < local);
+            if let Some(expert) = own {
+                of.per_expert[expert] += 1;
+            } else {
+                *weight = 0.0;
+            }
+            of.chosen.push(own.map_or(-1, |expert| expert as i64));
+        }
+        of
+    }
+
+    /// Sends what has become of the rows of a dispatch back to where they came from, and adds there what comes from the
+    /// ranks, in their order, to the sum of the `biases`, in `f32`. `rows[rows, hidden]` are weighted already;
+    /// `weights`, if given, are added up likewise. All ranks send weights, or none.
+    ///
+    /// # Errors
+    /// If the numbers don't fit, there are more than two biases, or a rank doesn't do its part.
+    pub fn combine(
+        &self,
+        rows: &[bf16],
+        weights: Option<&[f32]>,
+        handle: &Handle,
+        biases: &[&[bf16]],
+    ) -> Result<Combined> {
+        let (shape, count) = (&self.shape, handle.rows());
+        demand(rows.len() == count * shape.hidden, "rows", || {
+            format!("has {} numbers, not the {} of {count} rows", rows.len(), count * shape.hidden)
+        })?;
+        let length = weights.map_or(count * shape.topk, <[f32]>::len);
+        demand(length == count * shape.topk, "weights", || {
+            format!("has {length} numbers, not the {} of {count} rows", count * shape.topk)
+        })?;
+        demand(biases.len() <= 2, "biases", || format!("{} are more than two", biases.len()))?;
+        for bias in biases {
+            demand(bias.len() == handle.tokens * shape.hidden, "biases", || {
+                format!(
+                    "one has {} numbers, not the {} of the tokens",
+                    bias.len(),
+                    handle.tokens * shape.hidden
+                )
+            })?;
+        }
+        self.together(|| self.send_back(rows, weights, handle, biases))
+    }
+
+    fn send_back(
+        &self,
+        rows: &[bf16],
+        weights: Option<&[f32]>,
+        handle: &Handle,
+        biases: &[&[bf16]],
+    ) -> Result<Combined> {
+        let Shape { ranks, hidden, topk, tokens, .. } = self.shape;
+        let epoch = self.combines.get().wrapping_add(1);
+        let buffer = epoch as usize % BUFFERS;
+        self.combines.set(epoch);
+        let freed = epoch.wrapping_sub(BUFFERS as u32);
+        let place = |from: usize, each: usize, i: usize| (from * tokens + i) * each;
+        let (back, back_weights) = (self.places.back[buffer], self.places.back_weights[buffer]);
+        for to in 0..ranks {
+            self.wait(Signal::BackDone(buffer), to, freed, "finished an earlier combine")?;
+            let ends = handle.before[to]..handle.before[to + 1];
+            let part = &rows[ends.start * hidden..ends.end * hidden];
+            self.heap.put(to, back + place(self.rank, 2 * hidden, 0), part.reinterpret_cast().as_bytes());
+            if let Some(weights) = weights {
+                let part = &weights[ends.start * topk..ends.end * topk];
+                self.heap.put(to, back_weights + place(self.rank, 4 * topk, 0), part.as_bytes());
+            }
+            let counts = [ends.len() as u32, weights.is_some().into()];
+            self.heap.put(to, self.places.back_counts[buffer] + 8 * self.rank, counts.as_bytes());
+            self.tell(to, Signal::Back, epoch);
+        }
+        for (from, sent) in handle.to_rank.iter().enumerate() {
+            self.wait(Signal::Back, from, epoch, "sent what it has computed")?;
+            let theirs: Vec<u32> = numbers(self.heap.own(self.places.back_counts[buffer] + 8 * from, 8));
+            let ours = [sent.len() as u32, weights.is_some().into()];
+            for ((what, theirs), ours) in ["rows to send back", "weights"].into_iter().zip(theirs).zip(ours) {
+                if theirs != ours {
+                    return Err(EpError::Disagree {
+                        rank: from,
+                        what,
+                        theirs: theirs.into(),
+                        ours: ours.into(),
+                    });
+                }
+            }
+        }
+        let mut sums = vec![0.0f32; handle.tokens * hidden];
+        for bias in biases {
+            sums.iter_mut().zip(*bias).for_each(|(sum, bias)| *sum += bias.to_f32());
+        }
+        let mut weight_sums = weights.map(|_| vec![0.0f32; handle.tokens * topk]);
+        for (from, sent) in handle.to_rank.iter().enumerate() {
+            for (i, &token) in sent.iter().enumerate() {
+                let bytes = self.heap.own(back + place(from, 2 * hidden, i), 2 * hidden);
+                let row = <[u16]>::ref_from_bytes(bytes).unwrap_or_default().reinterpret_cast::<bf16>();
+                let sums = &mut sums[token as usize * hidden..][..hidden];
+                sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x.to_f32());
+                if let Some(sums) = &mut weight_sums {
+                    let row: Vec<f32> =
+                        numbers(self.heap.own(back_weights + place(from, 4 * topk, i), 4 * topk));
+                    let sums = &mut sums[token as usize * topk..][..topk];
+                    sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+                }
+            }
+        }
+        self.tell_all(Signal::BackDone(buffer), epoch);
+        Ok(Combined { tokens: sums.into_iter().map(bf16::from_f32).collect(), weights: weight_sums })
+    }
+}
+
+/// A copy of numbers that lie in a heap, where they are aligned.
+fn numbers<T: FromBytes + Immutable + Copy>(bytes: &[u8]) -> Vec<T> {
+    <[T]>::ref_from_bytes(bytes).map_or_else(|_| Vec::new(), <[T]>::to_vec)
+}

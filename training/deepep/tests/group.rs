@@ -1,0 +1,504 @@
+//! What ranks send each other, as threads and as processes, beside what one process computes.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use ember_deepep::{Combined, EpError, Group, Shape, Tokens, layout};
+use half::bf16;
+use serde::Deserialize;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A file that nobody else uses.
+fn path() -> PathBuf {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let folder =
+        if Path::new("/dev/shm").is_dir() { PathBuf::from("/dev/shm") } else { std::env::temp_dir() };
+    folder.join(format!("ember-deepep-{}-{number}", std::process::id()))
+}
+
+/// Runs a thread for each rank.
+fn ranks<T: Send>(shape: Shape, work: impl Fn(&Group) -> T + Sync) -> Vec<T> {
+    let (path, work) = (path(), &work);
+    let all = std::thread::scope(|scope| {
+        let rank = |rank| {
+            let path = path.clone();
+            scope.spawn(move || work(&Group::join(&path, rank, shape, LIMIT).unwrap()))
+        };
+        let threads: Vec<_> = (0..shape.ranks).map(rank).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(!path.exists(), "nothing is left behind");
+    all
+}
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+    fn number(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+    fn bf16(&mut self, count: usize) -> Vec<bf16> {
+        (0..count).map(|_| bf16::from_f32(self.number())).collect()
+    }
+}
+
+/// What a rank has to send.
+#[derive(Clone)]
+struct Input {
+    tokens: Vec<bf16>,
+    chosen: Vec<i64>,
+    weights: Vec<f32>,
+}
+
+fn input(shape: &Shape, rank: usize, round: u64) -> Input {
+    let mut random = Random(round * 1000 + rank as u64);
+    let count = random.below(shape.tokens + 1);
+    let mut chosen: Vec<i64> = Vec::new();
+    for _ in 0..count {
+        let from = chosen.len();
+        while chosen.len() < from + shape.topk {
+            let id = random.below(shape.experts + 2) as i64 - 2;
+            let id = id.max(-1);
+            if id == -1 || !chosen[from..].contains(&id) {
+                chosen.push(id);
+            }
+        }
+    }
+    let weights = chosen.iter().map(|id| if *id == -1 { 0.0 } else { random.number() }).collect();
+    Input { tokens: random.bf16(count * shape.hidden), chosen, weights }
+}
+
+/// Rows that a rank gets: rank, token.
+fn rows(shape: &Shape, inputs: &[Input], to: usize) -> Vec<(usize, usize)> {
+    let mut rows = Vec::new();
+    for (from, input) in inputs.iter().enumerate() {
+        for (token, chosen) in input.chosen.chunks(shape.topk).enumerate() {
+            if chosen.iter().any(|id| *id >= 0 && *id as usize / shape.local_experts() == to) {
+                rows.push((from, token));
+            }
+        }
+    }
+    rows
+}
+
+/// What a rank's experts make of a row.
+fn computed(row: &[bf16], rank: usize) -> Vec<bf16> {
+    row.iter().map(|x| bf16::from_f32(x.to_f32() * (rank as f32 + 0.7) + 0.1)).collect()
+}
+
+fn check(shape: Shape, rounds: u64) {
+    let all: Vec<Vec<Input>> =
+        (0..rounds).map(|round| (0..shape.ranks).map(|rank| input(&shape, rank, round)).collect()).collect();
+    ranks(shape, |group| {
+        let (me, local) = (group.rank(), shape.local_experts());
+        let mut held = None;
+        for (round, inputs) in all.iter().enumerate() {
+            let own = &inputs[me];
+            if round % 2 == 0 {
+                held = None;
+            }
+            let got = group.dispatch(Tokens::Bf16(&own.tokens), &own.chosen, &own.weights).unwrap();
+            let expected = rows(&shape, inputs, me);
+            let sources: Vec<(usize, usize)> =
+                got.sources.iter().map(|(r, t)| (*r as usize, *t as usize)).collect();
+            assert_eq!(sources, expected);
+            let token = |&(from, token): &(usize, usize)| {
+                &inputs[from].tokens[token * shape.hidden..][..shape.hidden]
+            };
+            let tokens: Vec<bf16> = expected.iter().flat_map(|row| token(row).to_vec()).collect();
+            assert_eq!(got.bf16().unwrap(), tokens);
+            assert!(got.fp8().is_none());
+            let mut per_expert = vec![0; local];
+            for (row, &(from, token)) in expected.iter().enumerate() {
+                for k in 0..shape.topk {
+                    let (id, weight) = (
+                        inputs[from].chosen[token * shape.topk + k],
+                        inputs[from].weights[token * shape.topk + k],
+                    );
+                    let here = id >= 0 && id as usize / local == me;
+                    let at = row * shape.topk + k;
+                    assert_eq!(got.chosen[at], if here { id - (me * local) as i64 } else { -1 });
+                    assert_eq!(got.weights[at], if here { weight } else { 0.0 });
+                    per_expert[id.max(0) as usize % local] += u32::from(here);
+                }
+            }
+            assert_eq!(got.per_expert, per_expert);
+            let back: Vec<bf16> =
+                got.bf16().unwrap().chunks(shape.hidden).flat_map(|row| computed(row, me)).collect();
+            let bias = Random(7 + round as u64).bf16(own.tokens.len());
+            let biases = [&bias[..], &own.tokens[..]];
+            let biases = &biases[..round % 3];
+            let weights = (round % 2 == 0).then_some(&got.weights[..]);
+            let combined = group.combine(&back, weights, &got.handle, biases).unwrap();
+            assert_eq!(combined, alone(&shape, own, biases, weights.is_some()));
+            // The same places again, and results of two dispatches alive.
+            if round % 2 == 1 {
+                drop(held.take());
+                let again = group.dispatch_again(Tokens::Bf16(&own.tokens), &got.handle).unwrap();
+                assert_eq!(again.bf16(), got.bf16());
+                assert_eq!((&again.sources, again.chosen.len()), (&got.sources, 0));
+            }
+            held = Some(got);
+        }
+    });
+}
+
+/// Combined in one process.
+fn alone(shape: &Shape, own: &Input, biases: &[&[bf16]], with_weights: bool) -> Combined {
+    let mut sums = vec![0.0f32; own.tokens.len()];
+    for bias in biases {
+        sums.iter_mut().zip(*bias).for_each(|(sum, x)| *sum += x.to_f32());
+    }
+    let mut weights = vec![0.0f32; own.weights.len()];
+    let local = shape.local_experts();
+    for rank in 0..shape.ranks {
+        for (token, chosen) in own.chosen.chunks(shape.topk).enumerate() {
+            let here = |id: &i64| *id >= 0 && *id as usize / local == rank;
+            if !chosen.iter().any(here) {
+                continue;
+            }
+            let range = token * shape.hidden..(token + 1) * shape.hidden;
+            let row = computed(&own.tokens[range.clone()], rank);
+            sums[range].iter_mut().zip(row).for_each(|(sum, x)| *sum += x.to_f32());
+            for (k, id) in chosen.iter().enumerate() {
+                let at = token * shape.topk + k;
+                weights[at] += if here(id) { own.weights[at] } else { 0.0 };
+            }
+        }
+    }
+    let tokens = sums.into_iter().map(bf16::from_f32).collect();
+    Combined { tokens, weights: with_weights.then_some(weights) }
+}
+
+#[test]
+fn two_to_eight_ranks_exchange_what_one_process_would() {
+    for ranks in 2..=8 {
+        let shape = Shape { ranks, experts: 8 * ranks, hidden: 256, topk: 4, tokens: 40 };
+        check(shape, 6);
+    }
+    check(Shape { ranks: 1, experts: 3, hidden: 5, topk: 2, tokens: 3 }, 5);
+    check(Shape { ranks: 3, experts: 3, hidden: 1, topk: 3, tokens: 1 }, 9);
+}
+
+#[test]
+fn fp8_tokens_go_with_their_scales() {
+    let shape = Shape { ranks: 3, experts: 6, hidden: 300, topk: 2, tokens: 9 };
+    let inputs: Vec<Input> = (0..3).map(|rank| input(&shape, rank, 5)).collect();
+    let fp8 = |from: usize, token: usize| {
+        let values: Vec<u8> = (0..300).map(|i| (from * 100 + token * 7 + i) as u8).collect();
+        let scales: Vec<f32> = (0..3).map(|i| (from * 10 + token) as f32 + i as f32 / 8.0).collect();
+        (values, scales)
+    };
+    ranks(shape, |group| {
+        let own = &inputs[group.rank()];
+        let count = own.chosen.len() / 2;
+        let (values, scales): (Vec<_>, Vec<_>) = (0..count).map(|token| fp8(group.rank(), token)).unzip();
+        let (values, scales) = (values.concat(), scales.concat());
+        let tokens = Tokens::Fp8 { values: &values, scales: &scales };
+        let got = group.dispatch(tokens, &own.chosen, &own.weights).unwrap();
+        let expected = rows(&shape, &inputs, group.rank());
+        let (values, scales): (Vec<_>, Vec<_>) =
+            expected.iter().map(|(from, token)| fp8(*from, *token)).unzip();
+        assert_eq!(got.fp8().unwrap(), (&values.concat()[..], &scales.concat()[..]));
+        assert!(got.bf16().is_none());
+    });
+}
+
+#[derive(Deserialize)]
+struct Cases {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    num_scaleup: usize,
+    num_experts: usize,
+    num_topk: usize,
+    hidden: usize,
+    num_max_tokens_per_rank: usize,
+    ranks: Vec<CaseRank>,
+}
+
+#[derive(Deserialize)]
+struct CaseRank {
+    x: Tensor,
+    topk_idx: Vec<Vec<i64>>,
+    topk_weights: Tensor,
+    layout: CaseLayout,
+    recv_x: Tensor,
+    recv_topk_idx: Vec<Vec<i64>>,
+    recv_topk_weights: Tensor,
+    recv_src_token_global_idx: Vec<usize>,
+    num_recv_tokens_per_rank: Vec<usize>,
+    num_recv_tokens_per_local_expert: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct CaseLayout {
+    num_tokens_per_rank: Vec<u32>,
+    num_tokens_per_rdma_rank: Vec<u32>,
+    num_tokens_per_expert: Vec<u32>,
+    is_token_in_rank: Vec<Vec<u32>>,
+}
+
+#[derive(Deserialize)]
+struct Tensor {
+    b64: String,
+}
+
+impl Tensor {
+    fn bf16(&self) -> Vec<bf16> {
+        let bytes = STANDARD.decode(&self.b64).unwrap();
+        bytes.chunks(2).map(|x| bf16::from_le_bytes(x.try_into().unwrap())).collect()
+    }
+    fn f32(&self) -> Vec<f32> {
+        let bytes = STANDARD.decode(&self.b64).unwrap();
+        bytes.chunks(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect()
+    }
+}
+
+#[test]
+fn dispatch_gives_what_the_original_gives() {
+    let cases: Cases = serde_json::from_str(include_str!("data/cases.json")).unwrap();
+    assert_eq!(cases.cases.len(), 2);
+    for case in &cases.cases {
+        let shape = Shape {
+            ranks: case.num_scaleup,
+            experts: case.num_experts,
+            hidden: case.hidden,
+            topk: case.num_topk,
+            tokens: case.num_max_tokens_per_rank,
+        };
+        ranks(shape, |group| {
+            let own = &case.ranks[group.rank()];
+            let chosen = own.topk_idx.concat();
+            let layout = group.layout(&chosen).unwrap();
+            assert_eq!(layout.per_rank(), own.layout.num_tokens_per_rank);
+            assert_eq!(layout.per_node(shape.ranks), own.layout.num_tokens_per_rdma_rank);
+            assert_eq!(layout.per_expert, own.layout.num_tokens_per_expert);
+            for (token, row) in own.layout.is_token_in_rank.iter().enumerate() {
+                for (rank, &is) in row.iter().enumerate() {
+                    assert_eq!(layout.to_rank[rank].contains(&(token as u32)), is == 1);
+                }
+            }
+            let (x, weights) = (own.x.bf16(), own.topk_weights.f32());
+            let got = group.dispatch(Tokens::Bf16(&x), &chosen, &weights).unwrap();
+            assert_eq!(got.bf16().unwrap(), own.recv_x.bf16());
+            assert_eq!(got.chosen, own.recv_topk_idx.concat());
+            // The original keeps the weights of experts elsewhere; here, as in its older form, they count nothing.
+            let kept = own.recv_topk_weights.f32().into_iter().zip(&got.chosen);
+            let kept: Vec<f32> = kept.map(|(weight, id)| if *id == -1 { 0.0 } else { weight }).collect();
+            assert_eq!(got.weights, kept);
+            let sources: Vec<usize> = got
+                .sources
+                .iter()
+                .map(|(rank, token)| *rank as usize * shape.tokens + *token as usize)
+                .collect();
+            assert_eq!(sources, own.recv_src_token_global_idx);
+            assert_eq!(got.per_expert, own.num_recv_tokens_per_local_expert);
+            let up_to = own.num_recv_tokens_per_rank.iter().scan(0, |sum, n| {
+                *sum += n;
+                Some(*sum)
+            });
+            assert_eq!(got.handle.rows_up_to_rank(), up_to.collect::<Vec<_>>());
+        });
+    }
+}
+
+#[test]
+fn wrong_arguments_are_named() {
+    let shape = Shape { ranks: 1, experts: 4, hidden: 8, topk: 2, tokens: 3 };
+    let argument = |error: EpError| match error {
+        EpError::Argument { argument, .. } => argument,
+        other => panic!("{other}"),
+    };
+    let of = |chosen: &[i64]| argument(layout(chosen, &shape).unwrap_err());
+    assert_eq!(of(&[1]), "chosen");
+    assert_eq!(of(&[0, 4]), "chosen");
+    assert_eq!(of(&[0, -2]), "chosen");
+    assert_eq!(of(&[3, 3]), "chosen");
+    assert_eq!(argument(layout(&[], &Shape { ranks: 3, ..shape }).unwrap_err()), "experts");
+    let file = path();
+    let join = |rank, shape| argument(Group::join(&file, rank, shape, LIMIT).err().unwrap());
+    assert_eq!(join(1, shape), "rank");
+    assert_eq!(join(0, Shape { topk: 0, ..shape }), "topk");
+    assert_eq!(
+        join(0, Shape { ranks: 1 << 12, experts: 1 << 12, hidden: 1 << 24, tokens: 1 << 24, topk: 1 }),
+        "tokens"
+    );
+    ranks(shape, |group| {
+        let (x, bytes) = (vec![bf16::ONE; 32], vec![0u8; 16]);
+        let dispatch = |tokens, chosen: &[i64], weights: &[f32]| {
+            argument(group.dispatch(tokens, chosen, weights).err().unwrap())
+        };
+        assert_eq!(dispatch(Tokens::Bf16(&x[..7]), &[], &[]), "tokens");
+        assert_eq!(dispatch(Tokens::Bf16(&x), &[0; 8], &[0.0; 8]), "tokens");
+        assert_eq!(dispatch(Tokens::Bf16(&x[..8]), &[0], &[0.0; 2]), "chosen");
+        assert_eq!(dispatch(Tokens::Bf16(&x[..8]), &[0, 1], &[0.0]), "weights");
+        assert_eq!(
+            dispatch(Tokens::Fp8 { values: &bytes, scales: &[1.0] }, &[0, 1, 0, 1], &[0.0; 4]),
+            "scales"
+        );
+        let one = group.dispatch(Tokens::Bf16(&x[..8]), &[0, 1], &[0.5; 2]).unwrap();
+        let combine = |rows: &[bf16], weights, biases: &[&[bf16]]| {
+            argument(group.combine(rows, weights, &one.handle, biases).unwrap_err())
+        };
+        assert_eq!(combine(&x[..7], None, &[]), "rows");
+        assert_eq!(combine(&x[..8], Some(&[1.0][..]), &[]), "weights");
+        assert_eq!(combine(&x[..8], None, &[&x[..8], &x[..8], &x[..8]]), "biases");
+        assert_eq!(combine(&x[..8], None, &[&x[..7]]), "biases");
+        assert_eq!(
+            argument(group.dispatch_again(Tokens::Bf16(&x[..16]), &one.handle).err().unwrap()),
+            "tokens"
+        );
+        let two = group.dispatch_again(Tokens::Bf16(&x[..8]), &one.handle).unwrap();
+        assert_eq!(
+            argument(group.dispatch_again(Tokens::Bf16(&x[..8]), &one.handle).err().unwrap()),
+            "results"
+        );
+        drop(one);
+        assert!(group.dispatch_again(Tokens::Bf16(&x[..8]), &two.handle).is_ok());
+    });
+}
+
+#[test]
+fn ranks_that_disagree_are_told() {
+    let shape = Shape { ranks: 2, experts: 4, hidden: 64, topk: 2, tokens: 8 };
+    let pair = |shapes: [Shape; 2]| {
+        let file = path();
+        let results: Vec<Option<EpError>> = std::thread::scope(|scope| {
+            let join = |rank: usize| {
+                let file = &file;
+                scope.spawn(move || Group::join(file, rank, shapes[rank], Duration::from_secs(2)).err())
+            };
+            let threads: Vec<_> = (0..2).map(join).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let _ = std::fs::remove_file(&file);
+        results.into_iter().map(|error| error.unwrap().to_string()).collect::<Vec<_>>().join("; ")
+    };
+    // Of the same size.
+    let text = pair([shape, Shape { experts: 6, ..shape }]);
+    assert!(
+        text.contains("rank 1 has experts 6, this one 4")
+            || text.contains("rank 0 has experts 4, this one 6"),
+        "{text}"
+    );
+    let text = pair([shape, Shape { tokens: 9000, ..shape }]);
+    assert!(text.contains("start all ranks with the same"), "{text}");
+    // Other kinds of call.
+    let errors = ranks(shape, |group| {
+        let (x, bytes) = ([bf16::ONE; 64], [0u8; 64]);
+        let tokens =
+            if group.rank() == 0 { Tokens::Bf16(&x) } else { Tokens::Fp8 { values: &bytes, scales: &[1.0] } };
+        let error = group.dispatch(tokens, &[0, 3], &[1.0; 2]).err().unwrap().to_string();
+        let later = group.dispatch(tokens, &[0, 3], &[1.0; 2]).err().unwrap();
+        assert!(matches!(later, EpError::Ended(_)), "{later}");
+        error
+    });
+    assert!(errors.iter().all(|error| error.contains("kind of dispatch")), "{errors:?}");
+    let errors = ranks(shape, |group| {
+        let x = [bf16::ONE; 64];
+        let got = group.dispatch(Tokens::Bf16(&x), &[0, 3], &[1.0; 2]).unwrap();
+        let weights = (group.rank() == 0).then_some(&got.weights[..]);
+        let rows = got.bf16().unwrap().to_vec();
+        group.combine(&rows, weights, &got.handle, &[]).unwrap_err().to_string()
+    });
+    assert!(errors.iter().all(|error| error.contains(" has weights ")), "{errors:?}");
+}
+
+const CHILD: &str = "EMBER_TEST_DEEPEP";
+
+/// What each process does; a test only by name.
+#[test]
+fn child() {
+    let Ok(text) = std::env::var(CHILD) else { return };
+    let words: Vec<&str> = text.split(' ').collect();
+    let (rank, ranks, stops) = (words[0].parse().unwrap(), words[1].parse().unwrap(), words[2] == "stops");
+    let shape = Shape { ranks, experts: 4 * ranks, hidden: 128, topk: 2, tokens: 16 };
+    let group = Group::join(Path::new(words[3]), rank, shape, Duration::from_secs(2)).unwrap();
+    for round in 0.. {
+        let own = input(&shape, rank, round);
+        if stops && round == 3 {
+            println!("\nstopped");
+            std::io::stdin().read_line(&mut String::new()).unwrap();
+        }
+        if !stops && round == 20 && words[2] == "ends" {
+            println!("\ndone");
+            return;
+        }
+        let combined = group.dispatch(Tokens::Bf16(&own.tokens), &own.chosen, &own.weights).and_then(|got| {
+            let back: Vec<bf16> =
+                got.bf16().unwrap().chunks(shape.hidden).flat_map(|row| computed(row, rank)).collect();
+            group.combine(&back, None, &got.handle, &[])
+        });
+        match combined {
+            Ok(combined) => assert_eq!(combined, alone(&shape, &own, &[], false)),
+            Err(error) => {
+                println!("\nerror {error}");
+                return;
+            }
+        }
+    }
+}
+
+fn start(rank: usize, ranks: usize, how: &str, file: &Path) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "child", "--nocapture"]);
+    command.env(CHILD, format!("{rank} {ranks} {how} {}", file.display()));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+}
+
+/// The line that begins with a word; and the rest, to be held while the child may still print.
+fn line(child: &mut Child, word: &str) -> (String, impl Sized + use<>) {
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let line = lines.find(|line| line.starts_with(word));
+    (line.unwrap_or_else(|| panic!("no line {word}")), lines)
+}
+
+#[test]
+fn processes_exchange_what_one_would() {
+    let file = path();
+    let mut all: Vec<Child> = (0..4).map(|rank| start(rank, 4, "ends", &file)).collect();
+    for child in &mut all {
+        let _rest = line(child, "done");
+        assert!(child.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn a_process_that_dies_is_named_by_the_others() {
+    let file = path();
+    let how = |rank| if rank == 2 { "stops" } else { "goes on" };
+    // A word alone: the path stands behind it.
+    let mut all: Vec<Child> =
+        (0..3).map(|rank| start(rank, 3, &how(rank).replace(' ', "-"), &file)).collect();
+    let _rest = line(&mut all[2], "stopped");
+    all[2].kill().unwrap();
+    all[2].wait().unwrap();
+    for child in &mut all[..2] {
+        let (error, _rest) = line(child, "error");
+        assert!(
+            error.contains("rank 2 has not")
+                || error.contains("rank 0 has not")
+                || error.contains("rank 1 has not"),
+            "{error}"
+        );
+        assert!(child.wait().unwrap().success());
+    }
+}
