@@ -384,7 +384,7 @@ fn ranks_that_disagree_are_told() {
         let results: Vec<Option<EpError>> = std::thread::scope(|scope| {
             let join = |rank: usize| {
                 let file = &file;
-                scope.spawn(move || Group::join(file, rank, shapes[rank], Duration::from_secs(2)).err())
+                scope.spawn(move || Group::join(file, rank, shapes[rank], Duration::from_secs(5)).err())
             };
             let threads: Vec<_> = (0..2).map(join).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -431,7 +431,8 @@ fn child() {
     let words: Vec<&str> = text.split(' ').collect();
     let (rank, ranks, stops) = (words[0].parse().unwrap(), words[1].parse().unwrap(), words[2] == "stops");
     let shape = Shape { ranks, experts: 4 * ranks, hidden: 128, topk: 2, tokens: 16 };
-    let group = Group::join(Path::new(words[3]), rank, shape, Duration::from_secs(2)).unwrap();
+    let limit = if words[2] == "ends" { LIMIT } else { Duration::from_secs(8) };
+    let group = Group::join(Path::new(words[3]), rank, shape, limit).unwrap();
     for round in 0.. {
         let own = input(&shape, rank, round);
         if stops && round == 3 {
