@@ -444,6 +444,11 @@ impl Group {
         self.together(|| self.send_back(rows, weights, handle, biases))
     }
 
+    /// Where row `i` from a rank begins among those that come back, of `each` bytes.
+    fn place(&self, from: usize, each: usize, i: usize) -> usize {
+        (from * self.shape.tokens + i) * each
+    }
+
     fn send_back(
         &self,
         rows: &[bf16],
@@ -451,21 +456,24 @@ impl Group {
         handle: &Handle,
         biases: &[&[bf16]],
     ) -> Result<Combined> {
-        let Shape { ranks, hidden, topk, tokens, .. } = self.shape;
+        let Shape { ranks, hidden, topk, .. } = self.shape;
         let epoch = self.combines.get().wrapping_add(1);
         let buffer = epoch as usize % BUFFERS;
         self.combines.set(epoch);
         let freed = epoch.wrapping_sub(BUFFERS as u32);
-        let place = |from: usize, each: usize, i: usize| (from * tokens + i) * each;
         let (back, back_weights) = (self.places.back[buffer], self.places.back_weights[buffer]);
         for to in 0..ranks {
             self.wait(Signal::BackDone(buffer), to, freed, "finished an earlier combine")?;
             let ends = handle.before[to]..handle.before[to + 1];
             let part = &rows[ends.start * hidden..ends.end * hidden];
-            self.heap.put(to, back + place(self.rank, 2 * hidden, 0), part.reinterpret_cast().as_bytes());
+            self.heap.put(
+                to,
+                back + self.place(self.rank, 2 * hidden, 0),
+                part.reinterpret_cast().as_bytes(),
+            );
             if let Some(weights) = weights {
                 let part = &weights[ends.start * topk..ends.end * topk];
-                self.heap.put(to, back_weights + place(self.rank, 4 * topk, 0), part.as_bytes());
+                self.heap.put(to, back_weights + self.place(self.rank, 4 * topk, 0), part.as_bytes());
             }
             let counts = [ends.len() as u32, weights.is_some().into()];
             self.heap.put(to, self.places.back_counts[buffer] + 8 * self.rank, counts.as_bytes());
@@ -486,31 +494,75 @@ impl Group {
                 }
             }
         }
-        let mut sums = vec![0.0f32; handle.tokens * hidden];
-        for bias in biases {
-            sums.iter_mut().zip(*bias).for_each(|(sum, bias)| *sum += bias.to_f32());
-        }
-        let mut weight_sums = weights.map(|_| vec![0.0f32; handle.tokens * topk]);
-        for (from, sent) in handle.to_rank.iter().enumerate() {
-            for (i, &token) in sent.iter().enumerate() {
-                let bytes = self.heap.own(back + place(from, 2 * hidden, i), 2 * hidden);
-                let row = <[u16]>::ref_from_bytes(bytes).unwrap_or_default().reinterpret_cast::<bf16>();
-                let sums = &mut sums[token as usize * hidden..][..hidden];
-                sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x.to_f32());
+        let combined = self.added(buffer, handle, weights.is_some(), biases);
+        self.tell_all(Signal::BackDone(buffer), epoch);
+        Ok(combined)
+    }
+
+    /// The sums of what has come back, token by token.
+    fn added(&self, buffer: usize, handle: &Handle, with_weights: bool, biases: &[&[bf16]]) -> Combined {
+        let Shape { ranks, hidden, topk, .. } = self.shape;
+        let (back, back_weights) = (self.places.back[buffer], self.places.back_weights[buffer]);
+        let row = |from: usize, i: usize| {
+            let bytes = self.heap.own(back + self.place(from, 2 * hidden, i), 2 * hidden);
+            <[u16]>::ref_from_bytes(bytes).unwrap_or_default()
+        };
+        let mut combined = vec![bf16::ZERO; handle.tokens * hidden];
+        let mut weight_sums = with_weights.then(|| vec![0.0f32; handle.tokens * topk]);
+        let (mut sums, mut next) = (vec![0.0f32; hidden], vec![0; ranks]);
+        for (token, out) in combined.chunks_mut(hidden).enumerate() {
+            sums.fill(0.0);
+            for bias in biases {
+                add(&mut sums, bias[token * hidden..][..hidden].reinterpret_cast());
+            }
+            for (from, sent) in handle.to_rank.iter().enumerate() {
+                let i = next[from];
+                if sent.get(i) != Some(&(token as u32)) {
+                    continue;
+                }
+                next[from] += 1;
+                add(&mut sums, row(from, i));
                 if let Some(sums) = &mut weight_sums {
                     let row: Vec<f32> =
-                        numbers(self.heap.own(back_weights + place(from, 4 * topk, i), 4 * topk));
-                    let sums = &mut sums[token as usize * topk..][..topk];
+                        numbers(self.heap.own(back_weights + self.place(from, 4 * topk, i), 4 * topk));
+                    let sums = &mut sums[token * topk..][..topk];
                     sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
                 }
             }
+            out.iter_mut().zip(&sums).for_each(|(out, sum)| *out = rounded(*sum));
         }
-        self.tell_all(Signal::BackDone(buffer), epoch);
-        Ok(Combined { tokens: sums.into_iter().map(bf16::from_f32).collect(), weights: weight_sums })
+        Combined { tokens: combined, weights: weight_sums }
     }
+}
+
+/// Adds BF16 numbers, given by their bits.
+fn add(sums: &mut [f32], row: &[u16]) {
+    sums.iter_mut().zip(row).for_each(|(sum, bits)| *sum += f32::from_bits(u32::from(*bits) << 16));
+}
+
+/// The nearest BF16 number, the even one of two: without a branch, so that many are rounded at once.
+fn rounded(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    bf16::from_bits(if x.is_nan() { bits >> 16 | 0x40 } else { nearest } as u16)
 }
 
 /// A copy of numbers that lie in a heap, where they are aligned.
 fn numbers<T: FromBytes + Immutable + Copy>(bytes: &[u8]) -> Vec<T> {
     <[T]>::ref_from_bytes(bytes).map_or_else(|_| Vec::new(), <[T]>::to_vec)
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    #[test]
+    fn numbers_are_rounded_as_the_library_does() {
+        for high in 0..=u16::MAX {
+            for low in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let x = f32::from_bits(u32::from(high) << 16 | low);
+                assert_eq!(super::rounded(x).to_bits(), bf16::from_f32(x).to_bits(), "{x}");
+            }
+        }
+    }
 }

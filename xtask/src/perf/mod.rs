@@ -2,6 +2,7 @@
 //! several runs and their ratios; nothing but ratios is compared, and no goal binds.
 
 mod engine;
+mod ep;
 mod gemm;
 mod machine;
 mod page;
@@ -72,6 +73,8 @@ impl Extent {
 enum Part {
     /// The chunk engine in one lane against fio; fails if a goal is missed.
     Engine(engine::EngineArgs),
+    /// Tokens to experts and back against copies in memory; fails if a goal is missed.
+    Ep(ep::EpArgs),
     /// Matrix products on one core against the crate `matrixmultiply`; fails if a goal is missed.
     Gemm(gemm::GemmArgs),
     /// Filling an emptied replica again, alone and beside a reader; fails if a goal is missed.
@@ -105,6 +108,7 @@ fn rows() -> Vec<(Pattern, Vec<Side>)> {
 pub(crate) fn run(args: &PerfArgs) -> Result<()> {
     match &args.part {
         Some(Part::Engine(args)) => return engine::run(args),
+        Some(Part::Ep(args)) => return ep::run(args),
         Some(Part::Gemm(args)) => return gemm::run(args),
         Some(Part::Resync(args)) => return resync::run(args),
         None => {}
