@@ -36,6 +36,9 @@ enum Task {
         /// Stop after the first step that fails.
         #[arg(long)]
         fail_fast: bool,
+        /// Run the tests that take minutes, too.
+        #[arg(long)]
+        full: bool,
     },
     /// Plants each bug in turn, runs the test or the simulation that is to find it, and fails if one survives.
     Mutants(mutants::MutantArgs),
@@ -64,7 +67,7 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<()> {
     match task {
         Task::Tidy => tidy::run(),
-        Task::Test { fail_fast } => suite::run(fail_fast),
+        Task::Test { fail_fast, full } => suite::run(fail_fast, full),
         Task::Mutants(args) => mutants::run(&args),
         Task::Model(args) => model::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),

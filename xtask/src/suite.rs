@@ -51,14 +51,21 @@ fn steps() -> Vec<Step> {
     ]
 }
 
-/// Runs all steps; the error counts those that failed.
-pub(crate) fn run(fail_fast: bool) -> Result<()> {
+/// Tests that take minutes, and so are left out elsewhere.
+fn long_tests() -> Step {
+    let args =
+        ["nextest", "run", "--cargo-profile", "release", "-p", "ember-deepgemm", "--run-ignored", "only"];
+    Step { name: "long tests", commands: vec![cargo(&args)] }
+}
+
+/// Runs all steps, with `full` those that take long too; the error counts those that failed.
+pub(crate) fn run(fail_fast: bool, full: bool) -> Result<()> {
     let skips = root().join("target/skips.txt");
     std::fs::create_dir_all(root().join("target"))?;
     std::fs::write(&skips, "").with_context(|| format!("writing {}", skips.display()))?;
     let mut rows = Vec::new();
     let mut failed = 0_usize;
-    for mut step in steps() {
+    for mut step in steps().into_iter().chain(full.then(long_tests)) {
         println!("== {}", step.name);
         let begin = now();
         let ok = step.commands.iter_mut().all(|command| succeeds(command.env(SKIPS, &skips)));

@@ -109,6 +109,50 @@ fn numbers_and_scales_are_those_of_the_original() {
     }
 }
 
+/// An FP8 product in BF16 beside the product of what was quantised.
+fn check_large([m, n, k]: [usize; 3]) {
+    let (a, b) = (noise(m as u64, m * k), noise(n as u64 + 1, n * k));
+    let (a, b) = (View::new(&a, [m, k]).unwrap(), View::new(&b, [n, k]).unwrap());
+    let mut unquantised = vec![f32::NAN; m * n];
+    Cpu::new().bf16_gemm_nt(a, b, None, ViewMut::new(&mut unquantised, [m, n]).unwrap()).unwrap();
+    for format in [ScaleFormat::F32, ScaleFormat::Ue8m0] {
+        let (x, y) = (per_token(&a, format).unwrap(), per_block(&b, format).unwrap());
+        let mut d = vec![bf16::NAN; m * n];
+        let out = ViewMut::new(&mut d, [m, n]).unwrap();
+        Cpu::new().fp8_gemm_nt(scaled(&x, [m, k]), scaled(&y, [n, k]), None, out, Recipe::Blocks).unwrap();
+        let off = difference(d.iter().map(|x| x.to_f64()), wide(&unquantised));
+        assert!(off < 1e-3, "{:?}: {off}", [m, n, k]);
+    }
+}
+
+#[test]
+fn products_are_near_those_of_what_was_quantised() {
+    for shape in [[1, 2112, 7168], [33, 576, 1536], [128, 512, 2048], [7, 1000, 520]] {
+        check_large(shape);
+    }
+}
+
+/// The matrices of DeepSeek-V3, and some that no size divides.
+#[test]
+#[ignore = "minutes: `cargo xtask test --full`"]
+fn products_of_the_shapes_of_a_large_model_are_near() {
+    let matrices = [
+        [2112, 7168],
+        [576, 7168],
+        [24576, 1536],
+        [32768, 512],
+        [7168, 16384],
+        [4096, 7168],
+        [7168, 2048],
+        [1111, 777],
+    ];
+    for [n, k] in matrices {
+        for m in [1, 64, 129, 1000, 4096] {
+            check_large([m, n, k]);
+        }
+    }
+}
+
 /// FP8 product, `f32` result.
 fn fp8(
     cpu: Cpu,
