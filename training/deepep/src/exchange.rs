@@ -161,8 +161,8 @@ pub struct Group {
 
 impl Group {
     /// Joins the other ranks, and returns when all are there. They share the file at `path`, which must be in memory
-    /// (`/dev/shm`), must not be there before, and is gone when all have joined. A rank is waited for at most `limit`,
-    /// now and in each later call.
+    /// (`/dev/shm`), must not be there before, and is gone when all have joined or one has given up. A rank is waited
+    /// for at most `limit`, now and in each later call.
     ///
     /// # Errors
     /// If the numbers don't fit, the file can't be made, or a rank doesn't come or has other numbers.
@@ -186,18 +186,24 @@ impl Group {
                 format!("rank {rank} has joined already, or an earlier job has left the file: remove it");
             return Err(EpError::File { path: group.heap.path().display().to_string(), why });
         }
-        group.heap.put(rank, places.words, group.words(rank).as_bytes());
-        group.tell_all(Signal::Joined, 1);
-        for other in 0..shape.ranks {
-            group.wait(Signal::Joined, other, 1, "joined")?;
-            group.compare(other)?;
-        }
-        group.tell_all(Signal::Ready, 1);
-        (0..shape.ranks).try_for_each(|other| group.wait(Signal::Ready, other, 1, "joined"))?;
-        if rank == 0 {
+        let met = group.meet();
+        // Nobody else will need it: all have mapped it, or there will be no group.
+        if rank == 0 || met.is_err() {
             group.heap.unlink();
         }
-        Ok(group)
+        met.map(|()| group)
+    }
+
+    /// Waits until all ranks are there, and says so.
+    fn meet(&self) -> Result<()> {
+        self.heap.put(self.rank, self.places.words, self.words(self.rank).as_bytes());
+        self.tell_all(Signal::Joined, 1);
+        for other in 0..self.shape.ranks {
+            self.wait(Signal::Joined, other, 1, "joined")?;
+            self.compare(other)?;
+        }
+        self.tell_all(Signal::Ready, 1);
+        (0..self.shape.ranks).try_for_each(|other| self.wait(Signal::Ready, other, 1, "joined"))
     }
 
     /// This rank's number.
