@@ -2,9 +2,12 @@
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use ember_dualpipe::{Costs, Kind, Pipeline, Simulation, simulate};
+use ember_dualpipe::{Costs, DualPipeError, Kind, Pipeline, Simulation, simulate};
 use serde_json::json;
 use std::path::PathBuf;
+
+/// Most ranks times micro-batches.
+const SHOWN_MAX: usize = 1 << 17;
 
 /// What to draw.
 #[derive(clap::Args)]
@@ -54,6 +57,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Named::Dualpipe => Kind::DualPipe,
         Named::Dualpipev => Kind::DualPipeV,
     };
+    if args.ranks.saturating_mul(args.chunks) > SHOWN_MAX {
+        let rule = format!(
+            "{} ranks with {} micro-batches are more than a picture can show",
+            args.ranks, args.chunks
+        );
+        return Err(DualPipeError::Argument { argument: "chunks", rule }.into());
+    }
     let pipeline = Pipeline::new(kind, args.ranks, args.chunks, args.forward_only)?;
     let costs = Costs {
         forward: args.forward,

@@ -32,6 +32,7 @@ fn wrong_numbers_are_refused_with_their_rule() {
     for (args, expected) in [
         (&["--ranks", "3"][..], "ranks: 3 is odd"),
         (&["--chunks", "14"], "chunks: 14 micro-batches are fewer than twice the 8 ranks"),
+        (&["--ranks", "1000", "--chunks", "2000"], "chunks: 1000 ranks with 2000 micro-batches are more"),
         (&["--weight", "9"], "weight: 9 is more than the whole backward pass of 2"),
     ] {
         let output = schedule(args);
