@@ -68,7 +68,7 @@ fn measure(rank: usize, ranks: usize, rounds: usize, path: &Path) -> Result<[f64
         let bytes = size_of_val(&rows[..]) as f64;
         together()?;
         let begin = now();
-        let combined = group.combine(&rows, None, &got.handle, &[])?;
+        let combined = group.combine(&rows, None, got.handle(), &[])?;
         let taken = begin.elapsed();
         drop((got, combined));
         to.resize(rows.len(), bf16::ZERO);

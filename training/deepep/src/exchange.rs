@@ -3,71 +3,26 @@
 use crate::heap::Heap;
 use crate::layout::{Layout, Shape, layout};
 use crate::places::{BLOCK, BUFFERS, Places, Signal, WORDS};
+use crate::tokens::Tokens;
 use crate::{EpError, Result, demand};
 use half::bf16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use std::cell::{Cell, RefCell};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
 use std::time::Duration;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"EMBEREP1");
 
-/// Tokens of a rank, `[tokens, hidden]`.
-#[derive(Clone, Copy, Debug)]
-pub enum Tokens<'a> {
-    /// In BF16.
-    Bf16(&'a [bf16]),
-    /// In FP8, a byte each, with a scale for each 128: `[tokens, ceil(hidden / 128)]`.
-    Fp8 {
-        /// The numbers' bits.
-        values: &'a [u8],
-        /// The scales.
-        scales: &'a [f32],
-    },
-}
-
-impl Tokens<'_> {
-    /// Bytes of a number, which also tell the kinds apart.
-    fn width(&self) -> usize {
-        match self {
-            Self::Bf16(_) => 2,
-            Self::Fp8 { .. } => 1,
-        }
-    }
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Bf16(values) => values.reinterpret_cast().as_bytes(),
-            Self::Fp8 { values, .. } => values,
-        }
-    }
-    fn scales(&self) -> &[f32] {
-        match self {
-            Self::Bf16(_) => &[],
-            Self::Fp8 { scales, .. } => scales,
-        }
-    }
-    /// Number of tokens.
-    fn check(&self, shape: &Shape) -> Result<usize> {
-        let numbers = self.bytes().len() / self.width();
-        demand(numbers.is_multiple_of(shape.hidden), "tokens", || {
-            format!("{numbers} numbers are no whole number of tokens of {}", shape.hidden)
-        })?;
-        let tokens = numbers / shape.hidden;
-        demand(tokens <= shape.tokens, "tokens", || {
-            format!("{tokens} are more than the {} of the group", shape.tokens)
-        })?;
-        let scales = if self.width() == 1 { tokens * shape.hidden.div_ceil(BLOCK) } else { 0 };
-        demand(self.scales().len() == scales, "scales", || {
-            format!("there are {}, not the {scales} of {tokens} tokens", self.scales().len())
-        })?;
-        Ok(tokens)
-    }
-}
-
-/// What went where in a dispatch: for the way back, and for another dispatch to the same places.
+/// What went where in a dispatch: for the way back, and for another dispatch to the same places. It is of use only to
+/// the rank that dispatched.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Handle {
+    /// Whose it is: group and rank.
+    of: (u64, usize),
+    /// The dispatch that it comes from.
+    id: u32,
     to_rank: Vec<Vec<u32>>,
     /// Tokens of this rank.
     tokens: usize,
@@ -93,8 +48,7 @@ pub struct Dispatched<'g> {
     buffer: usize,
     epoch: u32,
     width: usize,
-    /// What went where.
-    pub handle: Handle,
+    handle: Handle,
     /// `[rows, topk]`: the experts that a token chose, as numbers of this rank's; -1 for those of other ranks. Empty
     /// after a dispatch by a handle.
     pub chosen: Vec<i64>,
@@ -107,6 +61,10 @@ pub struct Dispatched<'g> {
 }
 
 impl Dispatched<'_> {
+    /// What went where.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
     /// The tokens `[rows, hidden]`, if they are in BF16.
     pub fn bf16(&self) -> Option<&[bf16]> {
         if self.width != 2 {
@@ -153,6 +111,8 @@ pub struct Group {
     shape: Shape,
     places: Places,
     rank: usize,
+    /// Tells groups apart.
+    number: Cell<u64>,
     dispatches: Cell<u32>,
     combines: Cell<u32>,
     alive: RefCell<[bool; BUFFERS]>,
@@ -176,6 +136,7 @@ impl Group {
             shape,
             places,
             rank,
+            number: Cell::new(RandomState::new().build_hasher().finish()),
             dispatches: Cell::new(0),
             combines: Cell::new(0),
             alive: RefCell::default(),
@@ -203,6 +164,9 @@ impl Group {
             self.compare(other)?;
         }
         self.tell_all(Signal::Ready, 1);
+        // The group's number is that of rank 0.
+        let number = self.heap.of(0, self.places.words + 8 * (WORDS - 1), 8);
+        self.number.set(u64::from_le_bytes(number.try_into().unwrap_or_default()));
         (0..self.shape.ranks).try_for_each(|other| self.wait(Signal::Ready, other, 1, "joined"))
     }
 
@@ -217,7 +181,9 @@ impl Group {
 
     fn words(&self, rank: usize) -> [u64; WORDS] {
         let Shape { ranks, experts, hidden, topk, tokens } = self.shape;
-        [MAGIC, ranks as u64, experts as u64, hidden as u64, topk as u64, tokens as u64, rank as u64]
+        let shape = [ranks as u64, experts as u64, hidden as u64, topk as u64, tokens as u64];
+        let [ranks, experts, hidden, topk, tokens] = shape;
+        [MAGIC, ranks, experts, hidden, topk, tokens, rank as u64, self.number.get()]
     }
 
     fn compare(&self, rank: usize) -> Result<()> {
@@ -250,11 +216,20 @@ impl Group {
         if let Some(why) = &*self.ended.borrow() {
             return Err(EpError::Ended(why.clone()));
         }
+        // For the case that it panics.
+        *self.ended.borrow_mut() = Some("a call has not come to its end".into());
         let result = call();
-        if let Err(error @ (EpError::Late { .. } | EpError::Disagree { .. })) = &result {
-            *self.ended.borrow_mut() = Some(error.to_string());
-        }
+        *self.ended.borrow_mut() = match &result {
+            Err(error @ (EpError::Late { .. } | EpError::Disagree { .. })) => Some(error.to_string()),
+            _ => None,
+        };
         result
+    }
+
+    fn check_handle(&self, handle: &Handle) -> Result<()> {
+        demand(handle.of == (self.number.get(), self.rank), "handle", || {
+            "it comes from another group, or from another rank".into()
+        })
     }
 
     /// Where tokens go whose experts are `chosen[tokens, topk]`, -1 for none.
@@ -281,7 +256,7 @@ impl Group {
             })?;
         }
         let to_rank = self.layout(chosen)?.to_rank;
-        self.together(|| self.send(tokens, count, to_rank, Some((chosen, weights))))
+        self.together(|| self.send(tokens, count, to_rank, Some((chosen, weights)), None))
     }
 
     /// Sends each token where an earlier one went, without experts and weights: what the backward pass of
@@ -290,11 +265,12 @@ impl Group {
     /// # Errors
     /// If there are not as many tokens as then, two results are alive, or a rank doesn't do its part.
     pub fn dispatch_again(&self, tokens: Tokens<'_>, handle: &Handle) -> Result<Dispatched<'_>> {
+        self.check_handle(handle)?;
         let count = tokens.check(&self.shape)?;
         demand(count == handle.tokens, "tokens", || {
             format!("there are {count}, not the {} of then", handle.tokens)
         })?;
-        self.together(|| self.send(tokens, count, handle.to_rank.clone(), None))
+        self.together(|| self.send(tokens, count, handle.to_rank.clone(), None, Some(handle.id)))
     }
 
     fn send(
@@ -303,8 +279,9 @@ impl Group {
         count: usize,
         to_rank: Vec<Vec<u32>>,
         experts: Option<(&[i64], &[f32])>,
+        id: Option<u32>,
     ) -> Result<Dispatched<'_>> {
-        let (shape, places, ranks) = (&self.shape, &self.places, self.shape.ranks);
+        let (places, ranks) = (&self.places, self.shape.ranks);
         let epoch = self.dispatches.get().wrapping_add(1);
         let buffer = epoch as usize % BUFFERS;
         demand(!self.alive.borrow()[buffer], "results", || {
@@ -317,31 +294,16 @@ impl Group {
         }
         let kind = (tokens.width() + 2 * usize::from(experts.is_some())) as u32;
         let mut counts: Vec<u32> = to_rank.iter().map(|tokens| tokens.len() as u32).collect();
-        counts.push(kind);
+        let id = id.unwrap_or(epoch);
+        counts.extend([kind, id]);
         for to in 0..ranks {
-            self.heap.put(to, places.counts[buffer] + 4 * self.rank * (ranks + 1), counts.as_bytes());
+            self.heap.put(to, places.counts[buffer] + 4 * self.rank * (ranks + 2), counts.as_bytes());
             self.tell(to, Signal::Counts, epoch);
         }
-        let counts = self.counts(buffer, epoch, kind)?;
-        let (row, scales) = (tokens.width() * shape.hidden, shape.hidden.div_ceil(BLOCK));
+        let counts = self.counts(buffer, epoch, [kind, id])?;
         for (to, sent) in to_rank.iter().enumerate() {
             let first: usize = counts[..self.rank].iter().map(|counts| counts[to] as usize).sum();
-            let put =
-                |at: usize, i: usize, bytes: &[u8]| self.heap.put(to, at + (first + i) * bytes.len(), bytes);
-            for (i, &token) in sent.iter().enumerate() {
-                let t = token as usize;
-                put(places.values[buffer], i, &tokens.bytes()[t * row..][..row]);
-                if tokens.width() == 1 {
-                    put(places.scales[buffer], i, tokens.scales()[t * scales..][..scales].as_bytes());
-                }
-                if let Some((chosen, weights)) = experts {
-                    let chosen: Vec<i32> =
-                        chosen[t * shape.topk..][..shape.topk].iter().map(|id| *id as i32).collect();
-                    put(places.chosen[buffer], i, chosen.as_bytes());
-                    put(places.weights[buffer], i, weights[t * shape.topk..][..shape.topk].as_bytes());
-                }
-                put(places.sources[buffer], i, token.as_bytes());
-            }
+            self.put_rows(to, first, sent, buffer, tokens, experts);
             self.tell(to, Signal::Tokens, epoch);
         }
         let mut before = vec![0];
@@ -350,7 +312,7 @@ impl Group {
             before.push(before[from] + counts[self.rank] as usize);
         }
         self.alive.borrow_mut()[buffer] = true;
-        let handle = Handle { to_rank, tokens: count, before };
+        let handle = Handle { of: (self.number.get(), self.rank), id, to_rank, tokens: count, before };
         Ok(self.received(
             Dispatched {
                 group: self,
@@ -367,20 +329,52 @@ impl Group {
         ))
     }
 
+    /// Writes tokens into a rank's rows from `first` on.
+    fn put_rows(
+        &self,
+        to: usize,
+        first: usize,
+        sent: &[u32],
+        buffer: usize,
+        tokens: Tokens<'_>,
+        experts: Option<(&[i64], &[f32])>,
+    ) {
+        let (places, Shape { hidden, topk, .. }) = (&self.places, self.shape);
+        let (row, scales) = (tokens.width() * hidden, hidden.div_ceil(BLOCK));
+        for (i, &token) in sent.iter().enumerate() {
+            let put = |at: usize, bytes: &[u8]| self.heap.put(to, at + (first + i) * bytes.len(), bytes);
+            let t = token as usize;
+            put(places.values[buffer], &tokens.bytes()[t * row..][..row]);
+            if tokens.width() == 1 {
+                put(places.scales[buffer], tokens.scales()[t * scales..][..scales].as_bytes());
+            }
+            if let Some((chosen, weights)) = experts {
+                let chosen: Vec<i32> = chosen[t * topk..][..topk].iter().map(|id| *id as i32).collect();
+                put(places.chosen[buffer], chosen.as_bytes());
+                put(places.weights[buffer], weights[t * topk..][..topk].as_bytes());
+            }
+            put(places.sources[buffer], token.as_bytes());
+        }
+    }
+
     /// What each rank sends to each.
-    fn counts(&self, buffer: usize, epoch: u32, kind: u32) -> Result<Vec<Vec<u32>>> {
+    fn counts(&self, buffer: usize, epoch: u32, ours: [u32; 2]) -> Result<Vec<Vec<u32>>> {
         let (shape, ranks) = (&self.shape, self.shape.ranks);
         let mut all = Vec::with_capacity(ranks);
         for from in 0..ranks {
             self.wait(Signal::Counts, from, epoch, "said how many tokens it sends")?;
-            let at = self.places.counts[buffer] + 4 * from * (ranks + 1);
-            let mut counts: Vec<u32> = numbers(self.heap.own(at, 4 * (ranks + 1)));
+            let at = self.places.counts[buffer] + 4 * from * (ranks + 2);
+            let mut counts: Vec<u32> = numbers(self.heap.own(at, 4 * (ranks + 2)));
             let disagree = |what, theirs: u32, ours: u32| {
                 Err(EpError::Disagree { rank: from, what, theirs: theirs.into(), ours: ours.into() })
             };
-            match counts.pop() {
-                Some(theirs) if theirs != kind => return disagree("kind of dispatch", theirs, kind),
-                _ => {}
+            let theirs = counts.split_off(ranks);
+            for ((what, theirs), ours) in
+                ["kind of dispatch", "dispatch to go after"].into_iter().zip(theirs).zip(ours)
+            {
+                if theirs != ours {
+                    return disagree(what, theirs, ours);
+                }
             }
             // As a group's number it would lead out of the heap.
             if let Some(&many) = counts.iter().find(|count| **count as usize > shape.tokens) {
@@ -429,6 +423,7 @@ impl Group {
         handle: &Handle,
         biases: &[&[bf16]],
     ) -> Result<Combined> {
+        self.check_handle(handle)?;
         let (shape, count) = (&self.shape, handle.rows());
         demand(rows.len() == count * shape.hidden, "rows", || {
             format!("has {} numbers, not the {} of {count} rows", rows.len(), count * shape.hidden)
@@ -481,15 +476,17 @@ impl Group {
                 let part = &weights[ends.start * topk..ends.end * topk];
                 self.heap.put(to, back_weights + self.place(self.rank, 4 * topk, 0), part.as_bytes());
             }
-            let counts = [ends.len() as u32, weights.is_some().into()];
-            self.heap.put(to, self.places.back_counts[buffer] + 8 * self.rank, counts.as_bytes());
+            let counts = [handle.id, ends.len() as u32, weights.is_some().into()];
+            self.heap.put(to, self.places.back_counts[buffer] + 12 * self.rank, counts.as_bytes());
             self.tell(to, Signal::Back, epoch);
         }
         for (from, sent) in handle.to_rank.iter().enumerate() {
             self.wait(Signal::Back, from, epoch, "sent what it has computed")?;
-            let theirs: Vec<u32> = numbers(self.heap.own(self.places.back_counts[buffer] + 8 * from, 8));
-            let ours = [sent.len() as u32, weights.is_some().into()];
-            for ((what, theirs), ours) in ["rows to send back", "weights"].into_iter().zip(theirs).zip(ours) {
+            let theirs: Vec<u32> = numbers(self.heap.own(self.places.back_counts[buffer] + 12 * from, 12));
+            let ours = [handle.id, sent.len() as u32, weights.is_some().into()];
+            for ((what, theirs), ours) in
+                ["dispatch to combine", "rows to send back", "weights"].into_iter().zip(theirs).zip(ours)
+            {
                 if theirs != ours {
                     return Err(EpError::Disagree {
                         rank: from,

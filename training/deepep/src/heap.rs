@@ -13,6 +13,7 @@ use memmap2::MmapRaw;
 use rustix::thread::futex;
 use std::fs::File;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -23,12 +24,15 @@ const SIGNAL_STRIDE: usize = 64;
 const LOOKS: u32 = 200;
 /// Longest sleep between two looks at the time.
 const NAP: Duration = Duration::from_millis(50);
+/// Longer limits are none.
+const LIMIT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// A heap begins at a multiple of this.
 const PAGE: usize = 4096;
 
 pub(crate) struct Heap {
     map: MmapRaw,
     path: PathBuf,
+    inode: u64,
     rank: usize,
     /// Bytes of each rank's heap.
     bytes: usize,
@@ -82,13 +86,16 @@ impl Heap {
             );
             return Err(failed(why));
         }
+        let inode = file.metadata().map_err(|error| failed(error.to_string()))?.ino();
         let map = MmapRaw::map_raw(&file).map_err(|error| failed(error.to_string()))?;
-        Ok(Self { map, path: path.to_owned(), rank, bytes, limit })
+        Ok(Self { map, path: path.to_owned(), inode, rank, bytes, limit: limit.min(LIMIT_MAX) })
     }
 
-    /// Takes the name away once all have the file open.
+    /// Takes the name away once nobody needs it, unless it is that of another attempt's file.
     pub(crate) fn unlink(&self) {
-        let _ = std::fs::remove_file(&self.path);
+        if std::fs::metadata(&self.path).is_ok_and(|there| there.ino() == self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
     pub(crate) fn path(&self) -> &Path {
         &self.path

@@ -13,9 +13,11 @@ mod exchange;
 mod heap;
 mod layout;
 mod places;
+mod tokens;
 
-pub use exchange::{Combined, Dispatched, Group, Handle, Tokens};
+pub use exchange::{Combined, Dispatched, Group, Handle};
 pub use layout::{Layout, Shape, layout};
+pub use tokens::Tokens;
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]

@@ -8,7 +8,7 @@ pub(crate) const BLOCK: usize = 128;
 /// Results of either kind that may be alive at once.
 pub(crate) const BUFFERS: usize = 2;
 /// Words that say what a group is.
-pub(crate) const WORDS: usize = 7;
+pub(crate) const WORDS: usize = 8;
 
 /// What ranks tell each other; each from each rank.
 #[derive(Clone, Copy)]
@@ -50,14 +50,14 @@ impl Signal {
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Places {
     pub(crate) words: usize,
-    /// By buffer: `[from, to]` and what kind of tokens.
+    /// By buffer and sender: tokens to each rank, what kind of dispatch, and whose places.
     pub(crate) counts: [usize; BUFFERS],
     pub(crate) values: [usize; BUFFERS],
     pub(crate) scales: [usize; BUFFERS],
     pub(crate) chosen: [usize; BUFFERS],
     pub(crate) weights: [usize; BUFFERS],
     pub(crate) sources: [usize; BUFFERS],
-    /// By buffer, and from each rank: how many rows, and whether weights come with them.
+    /// By buffer, and from each rank: how many rows, of which dispatch, and whether weights come with them.
     pub(crate) back_counts: [usize; BUFFERS],
     pub(crate) back: [usize; BUFFERS],
     pub(crate) back_weights: [usize; BUFFERS],
@@ -75,13 +75,13 @@ impl Places {
         let mut places = Self { words: take(8 * WORDS), ..Self::default() };
         let rows = shape.ranks * shape.tokens;
         for buffer in 0..BUFFERS {
-            places.counts[buffer] = take(4 * shape.ranks * (shape.ranks + 1));
+            places.counts[buffer] = take(4 * shape.ranks * (shape.ranks + 2));
             places.values[buffer] = take(2 * rows * shape.hidden);
             places.scales[buffer] = take(4 * rows * shape.hidden.div_ceil(BLOCK));
             places.chosen[buffer] = take(4 * rows * shape.topk);
             places.weights[buffer] = take(4 * rows * shape.topk);
             places.sources[buffer] = take(4 * rows);
-            places.back_counts[buffer] = take(8 * shape.ranks);
+            places.back_counts[buffer] = take(12 * shape.ranks);
             places.back[buffer] = take(2 * rows * shape.hidden);
             places.back_weights[buffer] = take(4 * rows * shape.topk);
         }

@@ -144,12 +144,12 @@ fn check(shape: Shape, rounds: u64) {
             let biases = [&bias[..], &own.tokens[..]];
             let biases = &biases[..round % 3];
             let weights = (round % 2 == 0).then_some(&got.weights[..]);
-            let combined = group.combine(&back, weights, &got.handle, biases).unwrap();
+            let combined = group.combine(&back, weights, got.handle(), biases).unwrap();
             assert_eq!(combined, alone(&shape, own, biases, weights.is_some()));
             // The same places again, and results of two dispatches alive.
             if round % 2 == 1 {
                 drop(held.take());
-                let again = group.dispatch_again(Tokens::Bf16(&own.tokens), &got.handle).unwrap();
+                let again = group.dispatch_again(Tokens::Bf16(&own.tokens), got.handle()).unwrap();
                 assert_eq!(again.bf16(), got.bf16());
                 assert_eq!((&again.sources, again.chosen.len()), (&got.sources, 0));
             }
@@ -315,7 +315,7 @@ fn dispatch_gives_what_the_original_gives() {
                 *sum += n;
                 Some(*sum)
             });
-            assert_eq!(got.handle.rows_up_to_rank(), up_to.collect::<Vec<_>>());
+            assert_eq!(got.handle().rows_up_to_rank(), up_to.collect::<Vec<_>>());
         });
     }
 }
@@ -356,23 +356,23 @@ fn wrong_arguments_are_named() {
         );
         let one = group.dispatch(Tokens::Bf16(&x[..8]), &[0, 1], &[0.5; 2]).unwrap();
         let combine = |rows: &[bf16], weights, biases: &[&[bf16]]| {
-            argument(group.combine(rows, weights, &one.handle, biases).unwrap_err())
+            argument(group.combine(rows, weights, one.handle(), biases).unwrap_err())
         };
         assert_eq!(combine(&x[..7], None, &[]), "rows");
         assert_eq!(combine(&x[..8], Some(&[1.0][..]), &[]), "weights");
         assert_eq!(combine(&x[..8], None, &[&x[..8], &x[..8], &x[..8]]), "biases");
         assert_eq!(combine(&x[..8], None, &[&x[..7]]), "biases");
         assert_eq!(
-            argument(group.dispatch_again(Tokens::Bf16(&x[..16]), &one.handle).err().unwrap()),
+            argument(group.dispatch_again(Tokens::Bf16(&x[..16]), one.handle()).err().unwrap()),
             "tokens"
         );
-        let two = group.dispatch_again(Tokens::Bf16(&x[..8]), &one.handle).unwrap();
+        let two = group.dispatch_again(Tokens::Bf16(&x[..8]), one.handle()).unwrap();
         assert_eq!(
-            argument(group.dispatch_again(Tokens::Bf16(&x[..8]), &one.handle).err().unwrap()),
+            argument(group.dispatch_again(Tokens::Bf16(&x[..8]), one.handle()).err().unwrap()),
             "results"
         );
         drop(one);
-        assert!(group.dispatch_again(Tokens::Bf16(&x[..8]), &two.handle).is_ok());
+        assert!(group.dispatch_again(Tokens::Bf16(&x[..8]), two.handle()).is_ok());
     });
 }
 
@@ -417,9 +417,30 @@ fn ranks_that_disagree_are_told() {
         let got = group.dispatch(Tokens::Bf16(&x), &[0, 3], &[1.0; 2]).unwrap();
         let weights = (group.rank() == 0).then_some(&got.weights[..]);
         let rows = got.bf16().unwrap().to_vec();
-        group.combine(&rows, weights, &got.handle, &[]).unwrap_err().to_string()
+        group.combine(&rows, weights, got.handle(), &[]).unwrap_err().to_string()
     });
     assert!(errors.iter().all(|error| error.contains(" has weights ")), "{errors:?}");
+    // Results in another order, of as many rows.
+    let errors = ranks(shape, |group| {
+        let x = [bf16::ONE; 64];
+        let dispatch = || group.dispatch(Tokens::Bf16(&x), &[0, 3], &[1.0; 2]).unwrap();
+        let both = [dispatch(), dispatch()];
+        let first = &both[group.rank()];
+        group.combine(first.bf16().unwrap(), None, first.handle(), &[]).unwrap_err().to_string()
+    });
+    assert!(errors.iter().all(|error| error.contains(" has dispatch to combine ")), "{errors:?}");
+    let handles = ranks(shape, |group| {
+        group.dispatch(Tokens::Bf16(&[bf16::ONE; 64]), &[0, 3], &[1.0; 2]).unwrap().handle().clone()
+    });
+    ranks(shape, |group| {
+        // Of another group, with the same numbers.
+        let handle = &handles[group.rank()];
+        let x = vec![bf16::ONE; 64 * handle.rows()];
+        let error = group.combine(&x, None, handle, &[]).unwrap_err().to_string();
+        assert!(error.starts_with("handle: it comes from another group"), "{error}");
+        let error = group.dispatch_again(Tokens::Bf16(&x[..64]), handle).err().unwrap().to_string();
+        assert!(error.starts_with("handle: it comes from another group"), "{error}");
+    });
 }
 
 const CHILD: &str = "EMBER_TEST_DEEPEP";
@@ -446,7 +467,7 @@ fn child() {
         let combined = group.dispatch(Tokens::Bf16(&own.tokens), &own.chosen, &own.weights).and_then(|got| {
             let back: Vec<bf16> =
                 got.bf16().unwrap().chunks(shape.hidden).flat_map(|row| computed(row, rank)).collect();
-            group.combine(&back, None, &got.handle, &[])
+            group.combine(&back, None, got.handle(), &[])
         });
         match combined {
             Ok(combined) => assert_eq!(combined, alone(&shape, &own, &[], false)),

@@ -17,6 +17,8 @@ const GREETING: usize = 24;
 const HEADER: usize = 16;
 /// Pause between two tries to connect or accept.
 const PAUSE: Duration = Duration::from_millis(5);
+/// Longer limits are none.
+const LIMIT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How long somebody who connects may take to greet.
 const GREETING_LIMIT: Duration = Duration::from_secs(5);
 
@@ -136,12 +138,16 @@ impl Mesh {
         let address = self.addresses[peer];
         loop {
             match TcpStream::connect_timeout(&address, self.limit.max(PAUSE)) {
+                // Where nobody listens yet, a socket may be given that very address, and reach itself.
+                Ok(socket) if socket.local_addr().is_ok_and(|own| own == address) => {
+                    if now() >= until {
+                        return Err(self.missing(peer, "nobody listens"));
+                    }
+                    pause();
+                }
                 Ok(mut socket) => {
-                    let left = until.saturating_duration_since(now()).max(PAUSE);
-                    let greeted = socket.set_read_timeout(Some(left)).and_then(|()| {
-                        socket.write_all(&self.greeting(self.rank))?;
-                        read_greeting(&mut socket)
-                    });
+                    let greeted = socket.write_all(&self.greeting(self.rank));
+                    let greeted = greeted.and_then(|()| read_greeting(&mut socket, until));
                     let greeting = greeted.map_err(|error| self.missing(peer, error.to_string()))?;
                     if greeting == self.greeting(peer) {
                         return Ok(socket);
@@ -165,10 +171,12 @@ impl Mesh {
         listener.set_nonblocking(true)?;
         while let Some(peer) = (self.rank + 1..found.len()).find(|peer| found[*peer].is_none()) {
             match listener.accept() {
+                // Others may keep on connecting.
+                Ok(_) if now() >= until => return Err(self.missing(peer, "it has not connected")),
                 Ok((mut socket, _)) => {
                     socket.set_nonblocking(false)?;
-                    socket.set_read_timeout(Some(GREETING_LIMIT))?;
-                    let Ok(greeting) = read_greeting(&mut socket) else { continue };
+                    let greeted = read_greeting(&mut socket, until.min(now() + GREETING_LIMIT));
+                    let Ok(greeting) = greeted else { continue };
                     let who = (self.rank + 1..found.len()).find(|peer| greeting == self.greeting(*peer));
                     if socket.write_all(&self.greeting(self.rank)).is_ok()
                         && let Some(who) = who
@@ -200,9 +208,19 @@ fn spawn(work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     std::thread::spawn(work)
 }
 
-fn read_greeting(socket: &mut TcpStream) -> std::io::Result<[u8; GREETING]> {
-    let mut bytes = [0; GREETING];
-    socket.read_exact(&mut bytes)?;
+/// A greeting, which must be there in time as a whole.
+fn read_greeting(socket: &mut TcpStream, until: Instant) -> std::io::Result<[u8; GREETING]> {
+    let (mut bytes, mut at) = ([0; GREETING], 0);
+    while at < GREETING {
+        socket.set_read_timeout(Some(until.saturating_duration_since(now()).max(PAUSE)))?;
+        match socket.read(&mut bytes[at..])? {
+            0 => return Err(ErrorKind::UnexpectedEof.into()),
+            read => at += read,
+        }
+        if at < GREETING && now() >= until {
+            return Err(ErrorKind::TimedOut.into());
+        }
+    }
     Ok(bytes)
 }
 
@@ -216,7 +234,7 @@ impl<T: Message + Send + 'static> TcpTransport<T> {
         if mesh.rank >= ranks {
             return Err(JoinError::Rank { rank: mesh.rank, ranks });
         }
-        let until = now() + mesh.limit;
+        let until = now() + mesh.limit.min(LIMIT_MAX);
         let mut sockets: Vec<Option<TcpStream>> = (0..ranks).map(|_| None).collect();
         for (peer, socket) in sockets.iter_mut().enumerate().take(mesh.rank) {
             *socket = Some(mesh.connect(peer, until)?);

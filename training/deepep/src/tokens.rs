@@ -1,0 +1,60 @@
+//! What is sent.
+
+use crate::layout::Shape;
+use crate::places::BLOCK;
+use crate::{Result, demand};
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+use zerocopy::IntoBytes;
+
+/// Tokens of a rank, `[tokens, hidden]`.
+#[derive(Clone, Copy, Debug)]
+pub enum Tokens<'a> {
+    /// In BF16.
+    Bf16(&'a [bf16]),
+    /// In FP8, a byte each, with a scale for each 128: `[tokens, ceil(hidden / 128)]`.
+    Fp8 {
+        /// The numbers' bits.
+        values: &'a [u8],
+        /// The scales.
+        scales: &'a [f32],
+    },
+}
+
+impl Tokens<'_> {
+    /// Bytes of a number, which also tell the kinds apart.
+    pub(crate) fn width(&self) -> usize {
+        match self {
+            Self::Bf16(_) => 2,
+            Self::Fp8 { .. } => 1,
+        }
+    }
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Bf16(values) => values.reinterpret_cast().as_bytes(),
+            Self::Fp8 { values, .. } => values,
+        }
+    }
+    pub(crate) fn scales(&self) -> &[f32] {
+        match self {
+            Self::Bf16(_) => &[],
+            Self::Fp8 { scales, .. } => scales,
+        }
+    }
+    /// Number of tokens.
+    pub(crate) fn check(&self, shape: &Shape) -> Result<usize> {
+        let numbers = self.bytes().len() / self.width();
+        demand(numbers.is_multiple_of(shape.hidden), "tokens", || {
+            format!("{numbers} numbers are no whole number of tokens of {}", shape.hidden)
+        })?;
+        let tokens = numbers / shape.hidden;
+        demand(tokens <= shape.tokens, "tokens", || {
+            format!("{tokens} are more than the {} of the group", shape.tokens)
+        })?;
+        let scales = if self.width() == 1 { tokens * shape.hidden.div_ceil(BLOCK) } else { 0 };
+        demand(self.scales().len() == scales, "scales", || {
+            format!("there are {}, not the {scales} of {tokens} tokens", self.scales().len())
+        })?;
+        Ok(tokens)
+    }
+}
