@@ -24,6 +24,8 @@ const EXPORT_PERIOD: Duration = Duration::from_secs(3600);
 const BOOTSTRAP_PAUSE: Duration = Duration::from_millis(100);
 /// Limit of one try.
 const BOOTSTRAP_LIMIT: Duration = Duration::from_secs(5);
+/// How much later one thread may hear of a signal than another.
+const SIGNAL_LIMIT: Duration = Duration::from_secs(5);
 /// The table that new files lie on.
 const FIRST_TABLE: ChainTableId = ChainTableId(1);
 
@@ -123,12 +125,32 @@ async fn serve(
     let mut meta = Box::pin(meta.finished());
     let mut stop = Box::pin(stopped(shutdown));
     match select3(mgmtd.as_mut(), meta.as_mut(), stop.as_mut()).await {
-        Either3::First(ended) => Err(ended_early("mgmtd", ended)),
-        Either3::Second(ended) => Err(ended_early("meta", ended)),
+        Either3::First(ended) => {
+            told_to_end(&rt, "mgmtd", ended, stop).await?;
+            meta.await?
+        }
+        Either3::Second(ended) => {
+            told_to_end(&rt, "meta", ended, stop).await?;
+            mgmtd.await?
+        }
         Either3::Third(()) => {
             mgmtd.await??;
             meta.await?
         }
+    }
+}
+
+/// A service that was told to end, on its own thread, may have done so before this one hears of the signal. Without it,
+/// it has ended by itself.
+async fn told_to_end(
+    rt: &Rt,
+    name: &str,
+    ended: std::io::Result<Result<()>>,
+    stop: impl Future<Output = ()>,
+) -> Result<()> {
+    match ended {
+        Ok(Ok(())) if rt.timeout(SIGNAL_LIMIT, stop).await.is_ok() => Ok(()),
+        ended => Err(ended_early(name, ended)),
     }
 }
 
