@@ -110,7 +110,10 @@ fn run() -> Result<(), Failure> {
         for (sum, speed) in sums.iter_mut().zip(line.split(' ')) {
             *sum += speed.parse::<f64>()?;
         }
-        child.wait()?;
+        let status = child.wait()?;
+        if !status.success() {
+            return Err(format!("a rank has ended with {status}").into());
+        }
     }
     let [dispatch, combine, memcpy] = sums.map(|speed| speed / 1e9);
     println!(

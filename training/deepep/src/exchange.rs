@@ -71,7 +71,7 @@ impl Dispatched<'_> {
             return None;
         }
         let bytes = self.group.heap.own(self.group.places.values[self.buffer], 2 * self.numbers());
-        Some(<[u16]>::ref_from_bytes(bytes).ok()?.reinterpret_cast())
+        Some(viewed::<u16>(bytes).reinterpret_cast())
     }
     /// The tokens `[rows, hidden]` and their scales `[rows, ceil(hidden / 128)]`, if they are in FP8.
     pub fn fp8(&self) -> Option<(&[u8], &[f32])> {
@@ -81,7 +81,7 @@ impl Dispatched<'_> {
         let (group, scales) = (self.group, self.handle.rows() * self.group.shape.hidden.div_ceil(BLOCK));
         let values = group.heap.own(group.places.values[self.buffer], self.numbers());
         let scales = group.heap.own(group.places.scales[self.buffer], 4 * scales);
-        Some((values, <[f32]>::ref_from_bytes(scales).ok()?))
+        Some((values, viewed(scales)))
     }
     fn numbers(&self) -> usize {
         self.handle.rows() * self.group.shape.hidden
@@ -166,7 +166,7 @@ impl Group {
         self.tell_all(Signal::Ready, 1);
         // The group's number is that of rank 0.
         let number = self.heap.of(0, self.places.words + 8 * (WORDS - 1), 8);
-        self.number.set(u64::from_le_bytes(number.try_into().unwrap_or_default()));
+        self.number.set(numbers(number)[0]);
         (0..self.shape.ranks).try_for_each(|other| self.wait(Signal::Ready, other, 1, "joined"))
     }
 
@@ -189,8 +189,7 @@ impl Group {
     fn compare(&self, rank: usize) -> Result<()> {
         let theirs = self.heap.of(rank, self.places.words, 8 * WORDS);
         let names = ["release", "ranks", "experts", "hidden", "topk", "tokens", "rank"];
-        let theirs = theirs.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_le_bytes));
-        for ((what, theirs), ours) in names.into_iter().zip(theirs).zip(self.words(rank)) {
+        for ((what, theirs), ours) in names.into_iter().zip(numbers(theirs)).zip(self.words(rank)) {
             if theirs != ours {
                 return Err(EpError::Disagree { rank, what, theirs, ours });
             }
@@ -507,8 +506,7 @@ impl Group {
         let Shape { ranks, hidden, topk, .. } = self.shape;
         let (back, back_weights) = (self.places.back[buffer], self.places.back_weights[buffer]);
         let row = |from: usize, i: usize| {
-            let bytes = self.heap.own(back + self.place(from, 2 * hidden, i), 2 * hidden);
-            <[u16]>::ref_from_bytes(bytes).unwrap_or_default()
+            viewed::<u16>(self.heap.own(back + self.place(from, 2 * hidden, i), 2 * hidden))
         };
         let mut combined = vec![bf16::ZERO; handle.tokens * hidden];
         let mut weight_sums = with_weights.then(|| vec![0.0f32; handle.tokens * topk]);
@@ -526,10 +524,9 @@ impl Group {
                 next[from] += 1;
                 add(&mut sums, row(from, i));
                 if let Some(sums) = &mut weight_sums {
-                    let row: Vec<f32> =
-                        numbers(self.heap.own(back_weights + self.place(from, 4 * topk, i), 4 * topk));
+                    let row = self.heap.own(back_weights + self.place(from, 4 * topk, i), 4 * topk);
                     let sums = &mut sums[token * topk..][..topk];
-                    sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+                    sums.iter_mut().zip(viewed::<f32>(row)).for_each(|(sum, x)| *sum += x);
                 }
             }
             out.iter_mut().zip(&sums).for_each(|(out, sum)| *out = rounded(*sum));
@@ -550,9 +547,14 @@ fn rounded(x: f32) -> bf16 {
     bf16::from_bits(if x.is_nan() { bits >> 16 | 0x40 } else { nearest } as u16)
 }
 
-/// A copy of numbers that lie in a heap, where they are aligned.
+/// Numbers that lie in a heap: each kind of them begins at a multiple of 64.
+fn viewed<T: FromBytes + Immutable>(bytes: &[u8]) -> &[T] {
+    <[T]>::ref_from_bytes(bytes).expect("numbers in a heap are aligned and whole")
+}
+
+/// A copy of them.
 fn numbers<T: FromBytes + Immutable + Copy>(bytes: &[u8]) -> Vec<T> {
-    <[T]>::ref_from_bytes(bytes).map_or_else(|_| Vec::new(), <[T]>::to_vec)
+    viewed(bytes).to_vec()
 }
 
 #[cfg(test)]

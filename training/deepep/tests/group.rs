@@ -3,6 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ember_deepep::{Combined, EpError, Group, Shape, Tokens, layout};
+use ember_types::layout::SplitMix64;
 use half::bf16;
 use serde::Deserialize;
 use std::io::{BufRead, BufReader};
@@ -37,20 +38,14 @@ fn ranks<T: Send>(shape: Shape, work: impl Fn(&Group) -> T + Sync) -> Vec<T> {
     all
 }
 
-struct Random(u64);
+struct Random(SplitMix64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
     fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
+        self.0.below(bound as u64) as usize
     }
     fn number(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        (self.0.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
     fn bf16(&mut self, count: usize) -> Vec<bf16> {
         (0..count).map(|_| bf16::from_f32(self.number())).collect()
@@ -66,7 +61,7 @@ struct Input {
 }
 
 fn input(shape: &Shape, rank: usize, round: u64) -> Input {
-    let mut random = Random(round * 1000 + rank as u64);
+    let mut random = Random(SplitMix64(round * 1000 + rank as u64));
     let count = random.below(shape.tokens + 1);
     let mut chosen: Vec<i64> = Vec::new();
     for _ in 0..count {
@@ -140,7 +135,7 @@ fn check(shape: Shape, rounds: u64) {
             assert_eq!(got.per_expert, per_expert);
             let back: Vec<bf16> =
                 got.bf16().unwrap().chunks(shape.hidden).flat_map(|row| computed(row, me)).collect();
-            let bias = Random(7 + round as u64).bf16(own.tokens.len());
+            let bias = Random(SplitMix64(7 + round as u64)).bf16(own.tokens.len());
             let biases = [&bias[..], &own.tokens[..]];
             let biases = &biases[..round % 3];
             let weights = (round % 2 == 0).then_some(&got.weights[..]);

@@ -2,7 +2,7 @@
 //! `matrixmultiply` beside them, in turn. A line of JSON for each shape; `cargo xtask perf gemm` makes a table of them.
 #![allow(missing_docs)]
 
-use ember_deepgemm::{Cpu, Recipe, ScaleFormat, Scaled, Scales, View, ViewMut, per_block, per_token};
+use ember_deepgemm::{Cpu, Recipe, ScaleFormat, View, ViewMut, per_block, per_token};
 use half::bf16;
 use std::time::Instant;
 
@@ -38,14 +38,7 @@ fn main() {
         let (wide_a, wide_b) = (plain(&a), plain(&b));
         let (a, b) = (View::new(&a, [m, k]).unwrap(), View::new(&b, [n, k]).unwrap());
         let (qa, qb) = (per_token(&a, ScaleFormat::F32).unwrap(), per_block(&b, ScaleFormat::F32).unwrap());
-        let scaled_a = Scaled {
-            values: View::new(&qa.values, [m, k]).unwrap(),
-            scales: Scales::row_major(&qa.scales, qa.scale_shape).unwrap(),
-        };
-        let scaled_b = Scaled {
-            values: View::new(&qb.values, [n, k]).unwrap(),
-            scales: Scales::row_major(&qb.scales, qb.scale_shape).unwrap(),
-        };
+        let (scaled_a, scaled_b) = (qa.scaled([m, k]).unwrap(), qb.scaled([n, k]).unwrap());
         let (mut out, mut other) = (vec![0.0f32; m * n], vec![0.0f32; m * n]);
         let (mut yardstick, mut bf, mut fp) = (Vec::new(), Vec::new(), Vec::new());
         let operations = 2.0 * (m * n * k) as f64 / 1e9;

@@ -74,6 +74,13 @@ pub struct Scaled<'a> {
     pub scales: Scales<'a>,
 }
 
+impl Scaled<'_> {
+    /// Rows `[from, to)` of a matrix whose rows have a scale each.
+    pub(crate) fn rows(&self, from: usize, to: usize) -> Self {
+        Self { values: self.values.rows(from, to), scales: self.scales.rows(from, to) }
+    }
+}
+
 /// Products on the processors of this machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Cpu {
@@ -142,9 +149,22 @@ impl Cpu {
         recipe: Recipe,
     ) -> Result<()> {
         check_shapes(a.values.shape(), b.values.shape(), c.as_ref(), &d)?;
-        check_scales(&a, &b, recipe)?;
-        self.multiply(&a.values, &b.values, Some((a.scales, b.scales, recipe)), c, d);
+        check_scales_of_rows(&a)?;
+        check_scales_of_weights(&b, recipe)?;
+        self.multiply_scaled(a, b, c, d, recipe);
         Ok(())
+    }
+
+    /// A product whose arguments were checked.
+    pub(crate) fn multiply_scaled<D: Element>(
+        &self,
+        a: Scaled<'_>,
+        b: Scaled<'_>,
+        c: Option<View<'_, D>>,
+        d: ViewMut<'_, D>,
+        recipe: Recipe,
+    ) {
+        self.multiply(&a.values, &b.values, Some((a.scales, b.scales, recipe)), c, d);
     }
 
     pub(crate) fn multiply<F: Factor, D: Element>(
@@ -207,16 +227,20 @@ fn check_shapes<D>(
     demand(shape == [m, n], "c", || format!("has shape {shape:?}, not {:?}", [m, n]))
 }
 
-pub(crate) fn check_scales(a: &Scaled<'_>, b: &Scaled<'_>, recipe: Recipe) -> Result<()> {
+/// Of `a`, whose rows have a scale each.
+pub(crate) fn check_scales_of_rows(a: &Scaled<'_>) -> Result<()> {
     let [m, k] = a.values.shape();
-    let n = b.values.shape()[0];
-    let blocks = k.div_ceil(BLOCK);
+    a.scales.check("scales of a", [m, k.div_ceil(BLOCK)])
+}
+
+/// Of `b`.
+pub(crate) fn check_scales_of_weights(b: &Scaled<'_>, recipe: Recipe) -> Result<()> {
+    let [n, k] = b.values.shape();
     let rows = match recipe {
         Recipe::Blocks => n.div_ceil(BLOCK),
         Recipe::Rows => n,
     };
-    a.scales.check("scales of a", [m, blocks])?;
-    b.scales.check("scales of b", [rows, blocks])
+    b.scales.check("scales of b", [rows, k.div_ceil(BLOCK)])
 }
 
 /// The numbers of each row in pairs, a zero behind the last if they are odd.

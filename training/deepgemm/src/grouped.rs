@@ -1,6 +1,6 @@
 //! Products of several experts at once.
 
-use crate::gemm::{Cpu, Element, Recipe, Scaled, check_scales};
+use crate::gemm::{Cpu, Element, Recipe, Scaled, check_scales_of_rows, check_scales_of_weights};
 use crate::view::{View, ViewMut};
 use crate::{BLOCK, Result, demand};
 
@@ -29,12 +29,18 @@ impl Cpu {
             demand(b.values.shape() == [n, k], "b", || {
                 format!("group {g} has shape {:?}, not {:?}", b.values.shape(), [n, k])
             })?;
-            check_scales(&a, b, recipe)?;
+            check_scales_of_weights(b, recipe)?;
         }
+        let scales = [m, k.div_ceil(BLOCK)];
+        demand(a.scales.shape() == scales, "scales of a", || {
+            format!("has shape {:?}, not {scales:?}", a.scales.shape())
+        })?;
         demand(d.shape() == [m, n], "d", || format!("has shape {:?}, not {:?}", d.shape(), [m, n]))?;
-        for (from, to, group) in segments(groups, b.len())? {
-            let part = Scaled { values: a.values.rows(from, to), scales: a.scales.rows(from, to) };
-            self.fp8_gemm_nt(part, b[group], None, d.rows_mut(from, to), recipe)?;
+        let segments = segments(groups, b.len())?;
+        // Padding may have any.
+        segments.iter().try_for_each(|&(from, to, _)| check_scales_of_rows(&a.rows(from, to)))?;
+        for (from, to, group) in segments {
+            self.multiply_scaled(a.rows(from, to), b[group], None, d.rows_mut(from, to), recipe);
         }
         Ok(())
     }
@@ -55,21 +61,27 @@ impl Cpu {
         for (argument, count) in [("b", b.len()), ("d", d.len()), ("rows", rows.len())] {
             demand(count == a.len(), argument, || format!("has {count} groups, `a` has {}", a.len()))?;
         }
-        let mut counts = Vec::with_capacity(rows.len());
+        let mut parts = Vec::with_capacity(rows.len());
         for (g, &count) in rows.iter().enumerate() {
             let ([m, k], [n, other]) = (a[g].values.shape(), b[g].values.shape());
             let fits = usize::try_from(count).ok().filter(|count| *count <= m);
             demand(fits.is_some(), "rows", || format!("group {g} has {m} rows, not {count}"))?;
-            counts.extend(fits);
             demand(k == other, "b", || format!("group {g} has {other} columns, and `a` has {k}"))?;
             demand(d[g].shape() == [m, n], "d", || {
                 format!("group {g} has shape {:?}, not {:?}", d[g].shape(), [m, n])
             })?;
-            check_scales(&a[g], &b[g], recipe)?;
+            let scales = [m, k.div_ceil(BLOCK)];
+            demand(a[g].scales.shape() == scales, "scales of a", || {
+                format!("group {g} has shape {:?}, not {scales:?}", a[g].scales.shape())
+            })?;
+            // What lies behind may be anything.
+            let part = a[g].rows(0, fits.unwrap_or(0));
+            check_scales_of_rows(&part)?;
+            check_scales_of_weights(&b[g], recipe)?;
+            parts.push(part);
         }
-        for (g, (mut d, count)) in d.into_iter().zip(counts).enumerate() {
-            let part = Scaled { values: a[g].values.rows(0, count), scales: a[g].scales.rows(0, count) };
-            self.fp8_gemm_nt(part, b[g], None, d.rows_mut(0, count), recipe)?;
+        for (g, (mut d, part)) in d.into_iter().zip(parts).enumerate() {
+            self.multiply_scaled(part, b[g], None, d.rows_mut(0, part.values.shape()[0]), recipe);
         }
         Ok(())
     }
@@ -101,10 +113,11 @@ impl Cpu {
                     format!("group {g} has shape {shape:?}, not {:?}", [m, n])
                 })?;
             }
-            check_scales(&a[g], &b[g], Recipe::Rows)?;
+            check_scales_of_rows(&a[g])?;
+            check_scales_of_weights(&b[g], Recipe::Rows)?;
         }
         for (g, d) in d.into_iter().enumerate() {
-            self.fp8_gemm_nt(a[g], b[g], Some(c[g]), d, Recipe::Rows)?;
+            self.multiply_scaled(a[g], b[g], Some(c[g]), d, Recipe::Rows);
         }
         Ok(())
     }

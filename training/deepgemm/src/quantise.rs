@@ -1,8 +1,9 @@
 //! From numbers to FP8 with scales.
 
 use crate::e4m3::E4m3;
+use crate::gemm::Scaled;
 use crate::ue8m0;
-use crate::view::View;
+use crate::view::{Scales, View};
 use crate::{BLOCK, Result, demand};
 use std::ops::Range;
 
@@ -18,6 +19,17 @@ pub struct Quantised {
     pub scales: Vec<f32>,
     /// Rows and columns of the scales.
     pub scale_shape: [usize; 2],
+}
+
+impl Quantised {
+    /// The matrix `[rows, columns]` that it is, to be multiplied.
+    ///
+    /// # Errors
+    /// If it has fewer values than that.
+    pub fn scaled(&self, shape: [usize; 2]) -> Result<Scaled<'_>> {
+        let scales = Scales::row_major(&self.scales, self.scale_shape)?;
+        Ok(Scaled { values: View::new(&self.values, shape)?, scales })
+    }
 }
 
 /// Whether scales are rounded up to powers of two.

@@ -204,8 +204,10 @@ where
                 for transfer in transfers {
                     let (peer, key) = (self.of.mapping[transfer.peer], (transfer.payload, transfer.part));
                     match transfer.sends {
-                        true => sends
-                            .extend(self.leaving.remove(&key).map(|what| (peer, tag(key.0, key.1), what))),
+                        true => {
+                            let what = self.leaving.remove(&key).expect("a program sends what it computes");
+                            sends.push((peer, tag(key.0, key.1), what));
+                        }
                         false => receives.push((peer, tag(key.0, key.1))),
                     }
                 }
@@ -240,10 +242,10 @@ where
                 self.input_gradient(part, back);
             }
             Compute::Weight(_) => {
-                if let Some((part, deferred)) = self.put_off.pop_front() {
-                    let added = self.modules[part.module].weight_gradients(deferred);
-                    added.map_err(|error| self.failed(part, error))?;
-                }
+                let (part, deferred) =
+                    self.put_off.pop_front().expect("a program computes what it has put off");
+                let added = self.modules[part.module].weight_gradients(deferred);
+                added.map_err(|error| self.failed(part, error))?;
             }
             Compute::Overlapped { forward, backward } => {
                 let (input, gradient) = (self.input(forward), self.gradient(backward));
@@ -281,7 +283,7 @@ where
     fn output(&mut self, part: Part, output: S::Tensor) {
         let (pipeline, rank) = (self.of.pipeline, self.of.rank);
         if pipeline.is_last(rank, part.module) {
-            let Some(label) = self.labels[part.module].pop_front() else { return };
+            let label = self.labels[part.module].pop_front().expect("the feed was counted");
             let (loss, gradient) = (self.criterion)(&output, label);
             self.outcome.losses.push(loss);
             if !pipeline.is_forward_only() {

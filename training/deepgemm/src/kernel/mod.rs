@@ -64,21 +64,15 @@ impl Path {
 #[cfg(test)]
 mod tests {
     use super::{COLUMNS, Join, Path, ROWS};
+    use ember_types::layout::SplitMix64;
 
-    struct Random(u64);
+    struct Random(SplitMix64);
 
     impl Random {
-        fn next(&mut self) -> u64 {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-            z ^ z >> 31
-        }
         /// A BF16 number whose exponent is in a range.
         fn number(&mut self, exponents: std::ops::Range<u16>) -> u16 {
-            let exponent =
-                exponents.start + (self.next() % u64::from(exponents.end - exponents.start)) as u16;
-            (self.next() as u16 & 0x807f) | exponent << 7
+            let exponent = exponents.start + self.0.below((exponents.end - exponents.start).into()) as u16;
+            (self.0.next() as u16 & 0x807f) | exponent << 7
         }
         fn word(&mut self, exponents: std::ops::Range<u16>) -> u32 {
             u32::from(self.number(exponents.clone())) << 16 | u32::from(self.number(exponents))
@@ -88,9 +82,10 @@ mod tests {
     #[test]
     fn both_paths_give_the_same_bits() {
         if Path::detect() == Path::Portable {
+            ember_cluster_tests::skip("both_paths_give_the_same_bits", "this processor has no AVX-512 BF16");
             return;
         }
-        let mut random = Random(1);
+        let mut random = Random(SplitMix64(1));
         // Ordinary numbers; those whose products vanish; denormal ones; all finite ones.
         for exponents in [120..134, 60..68, 50..80, 0..70, 185..195, 0..255] {
             for rows in 1..=ROWS {
