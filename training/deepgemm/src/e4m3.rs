@@ -8,8 +8,13 @@ pub struct E4m3(
     pub u8,
 );
 
-const NAN: u8 = 0x7f;
-const GREATEST: u8 = 0x7e;
+const NAN: u32 = 0x7f;
+const GREATEST: u32 = 0x7e;
+/// Bits of 2⁻⁶ and of infinity, as `f32`.
+const LEAST_NORMAL: u32 = (127 - 6) << 23;
+const INFINITY: u32 = 0x7f80_0000;
+/// A unit in the last place of this is 2⁻⁹, the distance of numbers below 2⁻⁶: a sum with it is rounded to that.
+const UNITS: f32 = 16384.0;
 
 const VALUES: [f32; 256] = {
     let mut values = [0.0; 256];
@@ -23,7 +28,7 @@ const VALUES: [f32; 256] = {
 
 const fn value(bits: u8) -> f32 {
     let (sign, exponent, mantissa) = (bits as u32 >> 7, bits as u32 >> 3 & 15, bits as u32 & 7);
-    let above = if bits & NAN == NAN {
+    let above = if bits as u32 & NAN == NAN {
         f32::NAN
     } else if exponent == 0 {
         mantissa as f32 / 512.0
@@ -38,20 +43,17 @@ impl E4m3 {
     pub const MAX: f32 = 448.0;
 
     /// The nearest number, of two the one with an even mantissa; what is greater than 448 becomes 448, infinity too.
+    #[inline]
     pub fn from_f32(x: f32) -> Self {
-        let (bits, sign) = (x.to_bits() & 0x7fff_ffff, (x.to_bits() >> 24) as u8 & 0x80);
-        let above = f32::from_bits(bits);
-        let rounded = if above.is_nan() {
-            NAN
-        } else if above < 1.0 / 64.0 {
-            (above * 512.0).round_ties_even() as u8
-        } else {
-            let even = bits >> 20 & 1;
-            // 120 is the difference of the biases; saturation first, so that nothing overflows.
-            let eighths = ((bits.min(0x7f00_0000) + 0x7_ffff + even) >> 20) - (120 << 3);
-            eighths.min(u32::from(GREATEST)) as u8
-        };
-        Self(rounded | sign)
+        // All three results, and then one of them: without branches many numbers are converted at once.
+        let (bits, sign) = (x.to_bits() & 0x7fff_ffff, x.to_bits() >> 24 & 0x80);
+        let small = (f32::from_bits(bits) + UNITS).to_bits().wrapping_sub(UNITS.to_bits());
+        let even = bits >> 20 & 1;
+        // 120 is the difference of the biases; saturation first, so that nothing overflows.
+        let eighths = ((bits.min(0x7f00_0000) + 0x7_ffff + even) >> 20).wrapping_sub(120 << 3);
+        let finite = if bits < LEAST_NORMAL { small } else { eighths.min(GREATEST) };
+        let rounded = if bits > INFINITY { NAN } else { finite };
+        Self((rounded | sign) as u8)
     }
     /// Exactly.
     pub fn to_f32(self) -> f32 {

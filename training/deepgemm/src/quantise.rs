@@ -97,15 +97,17 @@ fn blocks<T: Copy + Into<f32>>(x: &View<'_, T>, block: [usize; 2], format: Scale
 }
 
 fn greatest<T: Copy + Into<f32>>(x: &View<'_, T>, rows: Range<usize>, columns: Range<usize>) -> Result<f32> {
-    let mut greatest = LEAST;
-    for row in rows {
-        for column in columns.clone() {
+    // Bits of numbers without their signs are in the order of the numbers, infinity and NaN behind all others.
+    let bits = |number: &T| (*number).into().to_bits() & 0x7fff_ffff;
+    let of_row = |row: usize| x.row(row)[columns.clone()].iter().map(bits).fold(0, u32::max);
+    let greatest = f32::from_bits(rows.clone().map(of_row).fold(0, u32::max));
+    if !greatest.is_finite() {
+        for (row, column) in rows.flat_map(|row| columns.clone().map(move |column| (row, column))) {
             let number: f32 = x.row(row)[column].into();
             demand(number.is_finite(), "x", || {
                 format!("{number} in row {row}, column {column} can't be quantised")
             })?;
-            greatest = greatest.max(number.abs());
         }
     }
-    Ok(greatest)
+    Ok(greatest.max(LEAST))
 }
