@@ -105,9 +105,9 @@ pub struct Rank<'a, X> {
 /// Tensors by what they are and whose.
 type Tensors<T> = BTreeMap<(Payload, Part), T>;
 
-struct Running<'a, S: Stage, X, L, C, V> {
-    of: &'a mut Rank<'a, X>,
-    modules: &'a mut [S; 2],
+struct Running<'r, 'a, S: Stage, X, L, C, V> {
+    of: &'r mut Rank<'a, X>,
+    modules: &'r mut [S; 2],
     criterion: C,
     inputs: [VecDeque<S::Tensor>; 2],
     labels: [VecDeque<L>; 2],
@@ -120,7 +120,7 @@ struct Running<'a, S: Stage, X, L, C, V> {
     outcome: Outcome<S::Tensor, V>,
 }
 
-impl<'a, X> Rank<'a, X> {
+impl<X> Rank<'_, X> {
     /// Runs one step. `modules` are stages `pipeline.stage(rank, 0)` and `pipeline.stage(rank, 1)`; `criterion` gives
     /// the loss of an output and its gradient.
     ///
@@ -130,8 +130,8 @@ impl<'a, X> Rank<'a, X> {
     /// # Errors
     /// [`RunError`]; other ranks then end with an error too, as soon as they miss a message.
     pub fn step<S, L, V, C>(
-        &'a mut self,
-        modules: &'a mut [S; 2],
+        &mut self,
+        modules: &mut [S; 2],
         feed: Feed<S::Tensor, L>,
         keeps_outputs: bool,
         criterion: C,
@@ -188,7 +188,7 @@ impl<'a, X> Rank<'a, X> {
     }
 }
 
-impl<S, X, L, C, V> Running<'_, S, X, L, C, V>
+impl<S, X, L, C, V> Running<'_, '_, S, X, L, C, V>
 where
     S: Stage,
     S::Tensor: Clone,

@@ -33,6 +33,39 @@ impl Placement {
         Self { layers: layers.len(), experts, slots, phy2log, log2phy, logcnt }
     }
 
+    /// Of slots whose experts are known: `layers` gives the expert in each slot of each layer. The replicas of an
+    /// expert are numbered in the order of their slots.
+    ///
+    /// # Errors
+    /// If layers have different numbers of slots, or an expert has none or doesn't exist.
+    pub fn from_slots(experts: usize, layers: &[Vec<usize>]) -> Result<Self> {
+        let slots = layers.first().map_or(0, Vec::len);
+        let mut numbered = Vec::with_capacity(layers.len());
+        for (layer, row) in layers.iter().enumerate() {
+            demand(row.len() == slots, "layers", || {
+                format!("layer {layer} has {} slots, the first one {slots}", row.len())
+            })?;
+            let mut replicas = vec![0; experts];
+            let mut places = Vec::with_capacity(slots);
+            for &expert in row {
+                let replica = replicas.get_mut(expert);
+                demand(replica.is_some(), "layers", || {
+                    format!("expert {expert} in layer {layer} is none of {experts}")
+                })?;
+                replica.into_iter().for_each(|next| {
+                    places.push((expert, *next));
+                    *next += 1;
+                });
+            }
+            let without = replicas.iter().position(|count| *count == 0);
+            demand(without.is_none(), "layers", || {
+                format!("expert {} has no slot in layer {layer}", without.unwrap_or(0))
+            })?;
+            numbered.push(places);
+        }
+        Ok(Self::new(experts, &numbered))
+    }
+
     /// Number of layers.
     pub fn layers(&self) -> usize {
         self.layers
