@@ -132,23 +132,10 @@ fn write_secret(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Reads a secret of 64 hexadecimal digits.
-pub(crate) fn read_secret(path: &Path) -> Result<[u8; 32]> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    let digits = text.trim();
-    let mut secret = [0; 32];
-    let whole = digits.len() == 64 && digits.is_ascii();
-    anyhow::ensure!(whole, "{}: 64 hexadecimal digits expected; restore it from a copy", path.display());
-    for (i, byte) in secret.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&digits[2 * i..2 * i + 2], 16)
-            .with_context(|| format!("{}: 64 hexadecimal digits expected", path.display()))?;
-    }
-    Ok(secret)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ember_native::read_secret;
 
     fn scratch(name: &str) -> DataDir {
         let path = std::env::temp_dir().join(format!("ember-cluster-{name}-{}", std::process::id()));

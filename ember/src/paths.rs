@@ -4,9 +4,6 @@ use anyhow::{Context, Result};
 use ember_rt::Addr;
 use std::path::{Path, PathBuf};
 
-/// Longest path of a Unix socket that the kernel takes (`sun_path`), less the terminating zero.
-const SOCKET_PATH_MAX: usize = 107;
-
 /// The data directory of a cluster on one machine.
 #[derive(Clone, Debug)]
 pub(crate) struct DataDir(PathBuf);
@@ -81,19 +78,9 @@ impl DataDir {
     pub(crate) fn log_file(&self, daemon: &Daemon) -> PathBuf {
         self.logs().join(format!("{}.log", daemon.name()))
     }
-    /// Where a service listens: in `run/`, or, where that path is too long for a socket, in a directory of the
-    /// temporary folder named after the data directory's inode, which no other cluster shares.
+    /// Where a service listens.
     pub(crate) fn socket(&self, service: &str) -> Result<Addr> {
-        let file = format!("{service}.sock");
-        let near = self.run().join(&file);
-        if near.as_os_str().len() <= SOCKET_PATH_MAX {
-            return Ok(Addr::Unix(near));
-        }
-        let stat =
-            rustix::fs::stat(&self.0).with_context(|| format!("data directory {}", self.0.display()))?;
-        let dir = std::env::temp_dir().join(format!("ember-{:x}-{:x}", stat.st_dev, stat.st_ino));
-        private_dir(&dir)?;
-        Ok(Addr::Unix(dir.join(file)))
+        Ok(ember_native::socket(&self.0, service)?)
     }
 }
 
@@ -122,36 +109,4 @@ fn path_hash(path: &Path) -> u64 {
     bytes
         .iter()
         .fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
-/// Makes a directory that only its owner may enter; one of somebody else's is refused.
-fn private_dir(dir: &Path) -> Result<()> {
-    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-    match std::fs::DirBuilder::new().mode(0o700).create(dir) {
-        Ok(()) => return Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error).with_context(|| format!("making {}", dir.display())),
-    }
-    let meta = std::fs::symlink_metadata(dir)?;
-    let own = meta.is_dir() && meta.uid() == rustix::process::geteuid().as_raw() && meta.mode() & 0o077 == 0;
-    anyhow::ensure!(own, "{} is not a private directory of this user: remove it", dir.display());
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_long_data_directory_gets_its_sockets_elsewhere() {
-        let deep = std::env::temp_dir().join("x".repeat(120));
-        std::fs::create_dir_all(&deep).unwrap();
-        let dir = DataDir::new(&deep).unwrap();
-        let Addr::Unix(socket) = dir.socket("meta").unwrap() else { panic!("a Unix socket") };
-        assert!(socket.as_os_str().len() <= SOCKET_PATH_MAX, "{}", socket.display());
-        std::fs::remove_dir_all(&deep).unwrap();
-        std::fs::remove_dir_all(socket.parent().unwrap()).unwrap();
-        let near = DataDir::new(Path::new("/srv/a")).unwrap().socket("meta").unwrap();
-        assert_eq!(near.to_string(), "unix:/srv/a/run/meta.sock");
-    }
 }

@@ -18,6 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ember-craq", &["ember-types"]),
     ("ember-engine", &["ember-rt"]),
     ("ember-client", &["ember-net", "ember-rt"]),
+    ("ember-native", &["ember-client", "ember-rt-uring"]),
     ("ember-mgmtd", &["ember-chain", "ember-kv", "ember-net", "ember-daemon"]),
     ("ember-meta-store", &["ember-types", "ember-kv"]),
     ("ember-meta", &["ember-meta-store", "ember-client", "ember-net", "ember-daemon"]),
@@ -29,7 +30,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ember-dualpipe", &[]),
     ("ember-eplb", &[]),
     ("ember-flashmla", &["ember-deepgemm"]),
-    ("ember-train", &["ember-dualpipe"]),
+    (
+        "ember-train",
+        &["ember-native", "ember-deepep", "ember-deepgemm", "ember-dualpipe", "ember-eplb", "ember-flashmla"],
+    ),
 ];
 
 /// These may use every crate.

@@ -33,7 +33,10 @@ fn steps() -> Vec<Step> {
                 with_planted(&["clippy"], &["--all-targets", "--quiet", "--", "-D", "warnings"]),
             ],
         },
-        Step { name: "product", commands: vec![cargo(&["build", "--quiet", "-p", "ember"])] },
+        Step {
+            name: "product",
+            commands: vec![cargo(&["build", "--quiet", "-p", "ember", "-p", "ember-train"])],
+        },
         Step {
             name: "tests",
             commands: vec![

@@ -1,6 +1,6 @@
 //! What commands ask the cluster, as its root user.
 
-use crate::cluster::{Cluster, read_secret};
+use crate::cluster::Cluster;
 use crate::paths::DataDir;
 use anyhow::{Context, Result};
 use ember_net::{CallOptions, Identity, Options, Pool};
@@ -9,12 +9,8 @@ use ember_types::{ClientId, ClusterId, Status};
 use ember_wire::Rpc;
 use ember_wire::admin::ClusterStatus;
 use ember_wire::codec::Empty;
-use ember_wire::handshake::Caller;
 use ember_wire::method;
 use std::time::Duration;
-
-/// The user whose token `ember up` makes.
-pub(crate) const ROOT_USER: &str = "root";
 
 /// Connections of a command.
 pub(crate) struct AdminClient {
@@ -25,13 +21,7 @@ pub(crate) struct AdminClient {
 
 /// How this process introduces itself to the cluster of a data directory.
 pub(crate) fn client_identity(dir: &DataDir, cluster: ClusterId, client: ClientId) -> Result<Identity> {
-    Ok(Identity {
-        cluster,
-        caller: Caller::Client(client),
-        user: ROOT_USER.into(),
-        key: read_secret(&dir.token_file())?,
-        lane: 0,
-    })
+    Ok(ember_native::identity(cluster, client, ember_native::read_secret(&dir.token_file())?))
 }
 
 impl AdminClient {

@@ -1,10 +1,10 @@
 //! Who the daemons of this machine are to one another.
 
-use crate::cluster::{Cluster, read_secret};
-use crate::daemons::admin_client::ROOT_USER;
+use crate::cluster::Cluster;
 use crate::paths::DataDir;
 use anyhow::Result;
 use ember_client::mgmtd::{Mgmtd, NodeIdentity, RoutingCache};
+use ember_native::{ROOT_USER, read_secret};
 use ember_net::{Identity, Keys, Options, Pool, ServerIdentity};
 use ember_rt::Rt;
 use ember_types::{BootId, CapabilityKey, NodeId, NodeKind};

@@ -1,7 +1,7 @@
 //! `ember-train schedule`.
 
+use crate::ranks::Named;
 use anyhow::{Context, Result};
-use clap::ValueEnum;
 use ember_dualpipe::{Costs, DualPipeError, Kind, Pipeline, Simulation, simulate};
 use serde_json::json;
 use std::path::PathBuf;
@@ -44,19 +44,8 @@ pub(crate) struct Args {
     json: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Named {
-    /// As many stages as ranks, each on two ranks.
-    Dualpipe,
-    /// Twice as many stages as ranks.
-    Dualpipev,
-}
-
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let kind = match args.kind {
-        Named::Dualpipe => Kind::DualPipe,
-        Named::Dualpipev => Kind::DualPipeV,
-    };
+    let kind = Kind::from(args.kind);
     if args.ranks.saturating_mul(args.chunks) > SHOWN_MAX {
         let rule = format!(
             "{} ranks with {} micro-batches are more than a picture can show",

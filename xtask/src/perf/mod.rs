@@ -1,6 +1,7 @@
 //! `cargo xtask perf`: fio on a disk, the mount and the native client on the same disk, run in turn. Medians of
 //! several runs and their ratios; nothing but ratios is compared, and no goal binds.
 
+mod checkpoint;
 mod engine;
 mod ep;
 mod gemm;
@@ -71,6 +72,8 @@ impl Extent {
 /// A part that is measured alone; without one, the mount and the native client.
 #[derive(clap::Subcommand)]
 enum Part {
+    /// Checkpoints of a training job against plain writes; fails if a goal is missed.
+    Checkpoint(checkpoint::CheckpointArgs),
     /// The chunk engine in one lane against fio; fails if a goal is missed.
     Engine(engine::EngineArgs),
     /// Tokens to experts and back against copies in memory; fails if a goal is missed.
@@ -107,6 +110,7 @@ fn rows() -> Vec<(Pattern, Vec<Side>)> {
 /// Measures, prints, and writes the page.
 pub(crate) fn run(args: &PerfArgs) -> Result<()> {
     match &args.part {
+        Some(Part::Checkpoint(args)) => return checkpoint::run(args),
         Some(Part::Engine(args)) => return engine::run(args),
         Some(Part::Ep(args)) => return ep::run(args),
         Some(Part::Gemm(args)) => return gemm::run(args),
