@@ -4,7 +4,7 @@ use crate::fs::FileSystem;
 use crate::reactor::Reactor;
 use crate::{NativeError, Result};
 use ember_client::{ClientError, OpenFile, Segments};
-use ember_rt::SharedBuf;
+use ember_rt::{Buf, SharedBuf};
 use ember_types::Status;
 use std::ops::Range;
 use std::sync::Arc;
@@ -104,10 +104,29 @@ impl File {
     /// If the file may not be written, there is no space, or the data can't be written in time. Some of the bytes may
     /// be written then.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let end = offset.saturating_add(bytes.len() as u64);
+        self.write_parts_at(offset, &[bytes])
+    }
+
+    /// The same for bytes that lie in several places and follow each other in the file, as pwritev(2) takes them.
+    ///
+    /// # Errors
+    /// As [`File::write_at`].
+    pub fn write_parts_at(&self, offset: u64, parts: &[&[u8]]) -> Result<()> {
+        let end = parts.iter().fold(offset, |end, part| end.saturating_add(part.len() as u64));
+        let (mut parts, mut left) = (parts.iter(), &[][..]);
         let writes = pieces(offset..end).map(|piece| {
-            let part = (piece.start - offset) as usize..(piece.end - offset) as usize;
-            let (file, data) = (self.file(), SharedBuf::from(&bytes[part]));
+            let mut data = Buf::scratch((piece.end - piece.start) as usize);
+            let mut to = data.bytes_mut();
+            while !to.is_empty() {
+                if left.is_empty() {
+                    left = parts.next().expect("the pieces are as long as the parts");
+                }
+                let (now, later) = left.split_at(left.len().min(to.len()));
+                let (filled, rest) = to.split_at_mut(now.len());
+                filled.copy_from_slice(now);
+                (left, to) = (later, rest);
+            }
+            let (file, data) = (self.file(), SharedBuf::from(data));
             self.fs.reactor().begin(async move |client| client.write(&file, piece.start, data).await)
         });
         self.fs.reactor().pipelined(WINDOW, writes, ("writing", &self.path), |()| Ok(()))

@@ -10,7 +10,7 @@ use crate::ranks::{Ranks, Spec};
 use anyhow::{Context, Result, bail, ensure};
 use ember_native::{File, FileSystem, Replace};
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorView};
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use zerocopy::IntoBytes;
@@ -116,19 +116,36 @@ fn parts(of: &Owned) -> [&Vec<f32>; 3] {
 }
 
 impl Shard {
+    /// What stands before the numbers, which follow each other in the order of [`parts`].
+    fn header(&self) -> Result<Vec<u8>> {
+        let mut tensors = Vec::with_capacity(self.owned.len() * PARTS.len());
+        let mut end = 0;
+        for (spec, owned) in &self.owned {
+            for (name, numbers) in PARTS.iter().zip(parts(owned)) {
+                let start = end;
+                end += size_of_val(&numbers[..]);
+                let info =
+                    TensorInfo { dtype: Dtype::F32, shape: spec.shape.clone(), data_offsets: (start, end) };
+                tensors.push((format!("{}{name}", spec.name), info));
+            }
+        }
+        let mut json = serde_json::to_vec(&Metadata::new(None, tensors)?)?;
+        // The numbers begin at a multiple of eight.
+        json.resize(json.len().next_multiple_of(8), b' ');
+        Ok([&(json.len() as u64).to_le_bytes()[..], &json].concat())
+    }
+
     /// Writes it into the directory of a step that isn't public yet; it is durable then.
     pub(crate) fn write(self, fs: &FileSystem, root: &str, step: u64) -> Result<()> {
         let into = part(root, step);
         fs.make_directories(&into)?;
-        let mut tensors = Vec::with_capacity(self.owned.len() * PARTS.len());
-        for (spec, owned) in &self.owned {
-            for (name, numbers) in PARTS.iter().zip(parts(owned)) {
-                let view = TensorView::new(Dtype::F32, spec.shape.clone(), numbers.as_bytes())?;
-                tensors.push((format!("{}{name}", spec.name), view));
-            }
-        }
-        let bytes = safetensors::serialize(tensors, None)?;
-        write(fs, &format!("{into}/{}", file(self.rank)), &bytes)?;
+        let name = format!("{into}/{}", file(self.rank));
+        let file = fs.create(&name)?;
+        let header = self.header()?;
+        let numbers = self.owned.iter().flat_map(|(_, owned)| parts(owned)).map(|numbers| numbers.as_bytes());
+        file.write_parts_at(0, &[&header[..]].into_iter().chain(numbers).collect::<Vec<_>>())?;
+        file.sync()?;
+        file.close()?;
         if let Some(state) = &self.state {
             write(fs, &format!("{into}/state.json"), &serde_json::to_vec_pretty(state)?)?;
         }
