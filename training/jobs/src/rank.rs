@@ -30,6 +30,10 @@ fn print(what: &impl serde::Serialize) -> Result<()> {
 
 pub(crate) fn run() -> Result<()> {
     let start: Start = line()?;
+    train(&start).with_context(|| format!("rank {}", start.rank))
+}
+
+fn train(start: &Start) -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").context("a port of this machine")?;
     print(&listener.local_addr()?)?;
     let addresses: Vec<SocketAddr> = line()?;
@@ -43,7 +47,7 @@ pub(crate) fn run() -> Result<()> {
     let transport = TcpTransport::<Tensor>::join(&mesh, &listener)?;
     let pipelines = [ranks.schedule(ranks.chunks, false)?, ranks.schedule(settings.evaluate, true)?];
     let mapping = ranks.mapping(start.rank % ranks.expert);
-    let mut worker = Worker::join(&start, transport, &pipelines, &mapping)?;
+    let mut worker = Worker::join(start, transport, &pipelines, &mapping)?;
     let mut report = |what| if start.rank == 0 { print(&what) } else { Ok(()) };
     worker.run(&mut report)
 }
