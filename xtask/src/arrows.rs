@@ -24,11 +24,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ember-storage", &["ember-craq", "ember-engine", "ember-net", "ember-daemon", "ember-client"]),
     ("ember-fuse-kernel", &[]),
     ("ember-fuse", &["ember-fuse-kernel", "ember-client", "ember-daemon"]),
-    ("ember-deepep", &[]),
+    ("ember-deepep", &["ember-heap", "ember-deepgemm"]),
     ("ember-deepgemm", &[]),
-    ("ember-dualpipe", &[]),
+    ("ember-dualpipe", &["ember-heap"]),
     ("ember-eplb", &[]),
     ("ember-flashmla", &["ember-deepgemm"]),
+    ("ember-heap", &[]),
     ("ember-train", &["ember-dualpipe"]),
 ];
 
