@@ -35,7 +35,7 @@ pub enum Reduction {
 /// A row that goes back, and whose it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Entry {
-    pub(crate) row: u32,
+    pub(crate) row: u64,
     pub(crate) rank: u32,
     pub(crate) token: u32,
     pub(crate) choice: u32,
@@ -288,7 +288,7 @@ impl Expanded {
     fn entries(&self, shape: &Shape) -> Vec<Entry> {
         let entry = |(at, slot): (usize, &i32)| {
             let (rank, token) = self.sources[at / shape.topk];
-            Some(Entry { row: u32::try_from(*slot).ok()?, rank, token, choice: (at % shape.topk) as u32 })
+            Some(Entry { row: u64::try_from(*slot).ok()?, rank, token, choice: (at % shape.topk) as u32 })
         };
         self.slots.iter().enumerate().filter_map(entry).collect()
     }

@@ -79,16 +79,18 @@ pub(crate) struct Load<'a> {
     /// Bytes of a number.
     pub(crate) width: usize,
     pub(crate) scales: &'a [f32],
-    /// `[rows, topk]`; none if no experts go with the tokens.
+    /// Whether the numbers of their experts go with the tokens.
+    pub(crate) experts: bool,
+    /// `[rows, topk]`, if they do too.
     pub(crate) weights: Option<&'a [f32]>,
     pub(crate) at: Option<&'a [u32]>,
 }
 
 impl<'a> Load<'a> {
     /// Own tokens on their way.
-    pub(crate) fn own(tokens: Tokens<'a>, weights: Option<&'a [f32]>, way: &'a Way) -> Self {
-        let (values, scales) = (tokens.bytes(), tokens.scales());
-        Self { values, width: tokens.width(), scales, weights, at: Some(&way.tokens) }
+    pub(crate) fn own(tokens: Tokens<'a>, experts: bool, weights: Option<&'a [f32]>, way: &'a Way) -> Self {
+        let (values, width, scales) = (tokens.bytes(), tokens.width(), tokens.scales());
+        Self { values, width, scales, experts, weights, at: Some(&way.tokens) }
     }
 }
 
@@ -180,7 +182,7 @@ impl Group {
                 let earlier = (0..node).flat_map(|n| (0..here).map(move |i| (n, i)));
                 let first: usize = earlier.chain((0..self.index()).map(|i| (node, i))).map(before).sum();
                 if node == own {
-                    self.put_rows(turn, to, first, way, &Load::own(tokens, weights, way));
+                    self.put_rows(turn, to, first, way, &Load::own(tokens, weights.is_some(), weights, way));
                 }
             }
             self.tell(to, Signal::Tokens, turn);
@@ -242,8 +244,10 @@ impl Group {
             if load.width == 1 {
                 put(places.scales[buffer], load.scales[at * scales..][..scales].as_bytes());
             }
-            if let Some(weights) = load.weights {
+            if load.experts {
                 put(places.chosen[buffer], way.chosen[t * topk..][..topk].as_bytes());
+            }
+            if let Some(weights) = load.weights {
                 put(places.weights[buffer], weights[at * topk..][..topk].as_bytes());
             }
             put(places.sources[buffer], way.tokens[t].as_bytes());

@@ -63,6 +63,12 @@ impl Turns {
     pub(crate) fn begin(&self, turn: Turn) {
         self.begun.set(turn.epoch);
     }
+    /// Those that have begun before it must have ended.
+    pub(crate) fn demand_oldest(&self, turn: Turn) -> Result<()> {
+        demand(self.done.get().wrapping_add(1) == turn.epoch, "calls", || {
+            "an earlier one is on its way: receive it before".into()
+        })
+    }
     pub(crate) fn end(&self, turn: Turn) {
         self.done.set(turn.epoch);
     }
@@ -218,6 +224,12 @@ impl Group {
             self.heap.fail(culprit);
         }
         result
+    }
+
+    /// Ends the group because of what this rank's user has done.
+    pub(crate) fn give_up(&self, why: &str) {
+        self.ended.borrow_mut().get_or_insert_with(|| why.into());
+        self.heap.fail(self.rank);
     }
 
     pub(crate) fn check_handle(&self, handle: &Handle) -> Result<()> {

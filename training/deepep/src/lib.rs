@@ -4,7 +4,8 @@
 //! token once to each rank that has an expert for it; [`Dispatched::expand`] gives a row for each expert of it;
 //! [`Group::combine`] and [`Group::combine_expanded`] add what comes back. Order and results are those of DeepSeek's
 //! DeepEP (<https://github.com/deepseek-ai/DeepEP>), and the same in every run. A token's numbers are copied once on
-//! the way there: into their place in the receiver's memory.
+//! the way there: into their place in the receiver's memory. [`Group::low_latency_dispatch`] and
+//! [`Group::low_latency_combine`] come in two halves, with time to compute between them.
 //!
 //! Not here: several machines, GPUs. A rank that dies is noticed by the others within a moment, one that hangs when
 //! their limit is over; both end the group.
@@ -15,6 +16,7 @@ mod dispatch;
 mod expand;
 mod group;
 mod layout;
+mod low;
 mod numbers;
 mod places;
 mod returned;
@@ -26,6 +28,7 @@ pub use dispatch::Dispatched;
 pub use expand::{Expanded, Values};
 pub use group::{Group, Join, Returns};
 pub use layout::{Layout, Shape, layout};
+pub use low::{Cast, LowCombine, LowDispatch, LowDispatched};
 pub use tokens::Tokens;
 pub use ways::Handle;
 
