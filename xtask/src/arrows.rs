@@ -24,12 +24,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ember-storage", &["ember-craq", "ember-engine", "ember-net", "ember-daemon", "ember-client"]),
     ("ember-fuse-kernel", &[]),
     ("ember-fuse", &["ember-fuse-kernel", "ember-client", "ember-daemon"]),
-    ("ember-deepep", &["ember-heap", "ember-deepgemm"]),
+    ("ember-deepep", &["ember-heap", "ember-link", "ember-deepgemm"]),
     ("ember-deepgemm", &[]),
     ("ember-dualpipe", &["ember-heap"]),
     ("ember-eplb", &[]),
     ("ember-flashmla", &["ember-deepgemm"]),
     ("ember-heap", &[]),
+    ("ember-link", &["ember-net", "ember-rt-uring"]),
     ("ember-train", &["ember-dualpipe"]),
 ];
 

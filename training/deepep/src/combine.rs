@@ -207,16 +207,26 @@ impl Group {
         choices: Option<&[f32]>,
     ) -> Result<Combined> {
         self.wait_back(turn, order, with_weights, handle)?;
-        let own = self.node();
-        let mut walk = Walk::new(self, &handle.ways, own, turn, order, with_weights);
-        let (mut t, tokens) = (0, &handle.ways[own].tokens);
-        let combined = self.added(handle, biases, with_weights, choices, |token, came| {
-            if tokens.get(t) == Some(&(token as u32)) {
-                walk.token(t, came);
-                t += 1;
-            }
-        });
-        self.tell_all(Signal::BackDone(turn.buffer), turn);
+        let free = || self.tell_all(Signal::BackDone(turn.buffer), turn);
+        let combined = if self.link.is_some() {
+            let back = self.gather(turn, order, with_weights, handle, free)?;
+            let mut next = back.next();
+            let Shape { hidden, topk, .. } = self.shape;
+            self.added(handle, biases, with_weights, choices, |token, came| {
+                back.token(&mut next, hidden, &handle.chosen[token * topk..][..topk], came);
+            })
+        } else {
+            let mut walk = Walk::new(self, &handle.ways, 0, turn, order, with_weights);
+            let (mut t, tokens) = (0, &handle.ways[0].tokens);
+            let combined = self.added(handle, biases, with_weights, choices, |token, came| {
+                if tokens.get(t) == Some(&(token as u32)) {
+                    walk.token(t, came);
+                    t += 1;
+                }
+            });
+            free();
+            combined
+        };
         self.combines.end(turn);
         Ok(combined)
     }

@@ -98,6 +98,14 @@ impl<'a> Load<'a> {
 pub(crate) fn kind(width: usize, with_experts: bool, low_latency: bool) -> u32 {
     (width + 4 * usize::from(with_experts) + 8 * usize::from(low_latency)) as u32
 }
+/// Bytes of a number in such a dispatch.
+pub(crate) fn width(kind: u32) -> usize {
+    (kind % 4) as usize
+}
+/// Whether the numbers of experts go with its tokens.
+pub(crate) fn with_experts(kind: u32) -> bool {
+    kind & 4 != 0
+}
 
 impl Group {
     /// Sends each token to the ranks of the experts `chosen[tokens, topk]`, -1 for none, with their `weights`.
@@ -173,26 +181,25 @@ impl Group {
         if weights.is_some() {
             handle.id = turn.epoch;
         }
+        self.send_tokens_across(turn, kind, tokens, weights, &handle)?;
+        let arrived = self.tokens_from_across(turn, kind, weights.is_some(), &mut handle)?;
         self.tell_counts(turn, &handle, kind);
         let counts = self.counts(turn, kind, handle.id)?;
-        let own = self.node();
         for to in 0..here {
             for (node, way) in handle.ways.iter().enumerate() {
                 let before = |(n, i): (usize, usize)| counts[i][n * here + to] as usize;
                 let earlier = (0..node).flat_map(|n| (0..here).map(move |i| (n, i)));
                 let first: usize = earlier.chain((0..self.index()).map(|i| (node, i))).map(before).sum();
-                if node == own {
-                    self.put_rows(turn, to, first, way, &Load::own(tokens, weights.is_some(), weights, way));
-                }
+                let load = match &arrived[node] {
+                    Some(arrived) => arrived.load(),
+                    None => Load::own(tokens, weights.is_some(), weights, way),
+                };
+                self.put_rows(turn, to, first, way, &load);
             }
             self.tell(to, Signal::Tokens, turn);
         }
         self.wait_tokens(turn)?;
-        handle.before = vec![0];
-        for (rank, last) in (0..self.shape.ranks).zip(0..) {
-            let counted = counts[rank % here][rank / here * here + self.index()] as usize;
-            handle.before.push(handle.before[last] + counted);
-        }
+        handle.before = self.before(&counts);
         self.dispatches.end(turn);
         self.alive.borrow_mut()[turn.buffer] = true;
         Ok(self.received(turn, tokens.width(), handle, weights.is_some()))
@@ -231,6 +238,20 @@ impl Group {
             all.push(counts);
         }
         Ok(all)
+    }
+
+    /// Rows that come here from a rank.
+    pub(crate) fn count_from(&self, rank: usize, counts: &[Vec<u32>]) -> usize {
+        let here = self.here();
+        counts[rank % here][rank / here * here + self.index()] as usize
+    }
+    /// Rows that come here from the ranks below each, and from all.
+    pub(crate) fn before(&self, counts: &[Vec<u32>]) -> Vec<usize> {
+        let mut before = vec![0];
+        for rank in 0..self.shape.ranks {
+            before.push(before[rank] + self.count_from(rank, counts));
+        }
+        before
     }
 
     /// Writes tokens into a rank's rows from `first` on.

@@ -1,10 +1,12 @@
 //! Ranks that belong together.
 
 use crate::layout::{Layout, Shape, layout};
+use crate::nodes::{self, Across};
 use crate::places::{BUFFERS, Places, SIGNALS, Signal};
 use crate::ways::Handle;
 use crate::{EpError, Result, demand};
 use ember_heap::{Heap, HeapError};
+use ember_link::Link;
 use std::cell::{Cell, RefCell};
 use std::path::Path;
 use std::time::Duration;
@@ -74,7 +76,8 @@ impl Turns {
     }
 }
 
-/// A rank of a group of processes, or threads, on one machine. All ranks make the same calls in the same order.
+/// A rank of a group of processes, or threads, on one machine or several. All ranks make the same calls in the same
+/// order.
 pub struct Group {
     pub(crate) heap: Heap,
     pub(crate) shape: Shape,
@@ -84,6 +87,8 @@ pub struct Group {
     pub(crate) combines: Turns,
     /// Buffers with the results of a dispatch.
     pub(crate) alive: RefCell<[bool; BUFFERS]>,
+    /// To the ranks in this one's place on other nodes, if there may be any.
+    pub(crate) link: Option<Link>,
     rank: usize,
     ended: RefCell<Option<String>>,
 }
@@ -97,24 +102,44 @@ impl Group {
         Self::join_as(&Join { path, rank, shape, returns: Returns::ByRank, limit })
     }
 
-    /// Joins the other ranks, and returns when all are there.
+    /// Joins the other ranks on this machine, and returns when all are there.
     ///
     /// # Errors
     /// If the numbers don't fit, the file can't be made, or a rank doesn't come, dies, or has other numbers.
     pub fn join_as(join: &Join<'_>) -> Result<Self> {
+        Self::join_with(join, None)
+    }
+
+    /// Joins the other ranks on this machine, and those in the same place on other ones; returns when all are there.
+    /// `join.path` is this machine's.
+    ///
+    /// A token goes once to each node that has an expert for it, whose ranks share its memory. Sums are rounded to BF16
+    /// on each node before they go back, also on the own one; they don't differ otherwise, and not at all with
+    /// [`Reduction::Once`](crate::Reduction::Once) and in the low-latency mode.
+    ///
+    /// # Errors
+    /// As [`Group::join_as`], and if a rank can't be reached.
+    pub fn join_across(join: &Join<'_>, across: Across<'_>) -> Result<Self> {
+        Self::join_with(join, Some(across))
+    }
+
+    fn join_with(join: &Join<'_>, across: Option<Across<'_>>) -> Result<Self> {
         let Join { path, rank, shape, returns, limit } = *join;
         shape.check()?;
         demand(rank < shape.ranks, "rank", || format!("{rank} is none of {} ranks", shape.ranks))?;
-        let here = shape.ranks;
-        let lanes = match returns {
-            Returns::ByRank => here,
-            Returns::ByExpert => here.max(shape.topk),
+        across.as_ref().map_or(Ok(()), |across| across.check(&shape))?;
+        let nodes = across.as_ref().map_or(1, |across| across.nodes);
+        let here = shape.ranks / nodes;
+        let (lanes, rows_back) = match returns {
+            Returns::ByRank => (here, 1),
+            Returns::ByExpert => (here.max(shape.topk), shape.topk),
         };
         shape.check_lanes(lanes)?;
         let places = Places::new(&shape, here, lanes);
         let words = [
             ("release", RELEASE),
             ("ranks", shape.ranks as u64),
+            ("nodes", if across.is_some() { nodes as u64 } else { 0 }),
             ("experts", shape.experts as u64),
             ("hidden", shape.hidden as u64),
             ("topk", shape.topk as u64),
@@ -123,13 +148,16 @@ impl Group {
         ];
         let heap = Heap::join(&ember_heap::Join {
             path,
-            rank,
+            rank: rank % here,
             ranks: here,
             signals: SIGNALS,
             bytes: places.bytes,
             words: &words,
             limit,
-        })?;
+        });
+        let heap = heap.map_err(|error| EpError::from(error).moved(1, rank / here * here))?;
+        let link = across.map(|across| nodes::connect(across, &shape, rank, rows_back, &words, limit));
+        let link = link.transpose().inspect_err(|error| heap.fail(error.culprit().unwrap_or(rank)))?;
         Ok(Self {
             heap,
             shape,
@@ -138,6 +166,7 @@ impl Group {
             dispatches: Turns::default(),
             combines: Turns::default(),
             alive: RefCell::default(),
+            link,
             rank,
             ended: RefCell::default(),
         })
@@ -195,15 +224,12 @@ impl Group {
         let earlier = Turn { epoch: turn.epoch.wrapping_sub(BUFFERS as u32), ..turn };
         (0..self.here()).try_for_each(|rank| self.wait(rank, signal, earlier, what))
     }
+    /// Looks whether a rank here has died or given up.
+    pub(crate) fn check_here(&self) -> Result<()> {
+        self.heap.check().map_err(|error| self.named(error))
+    }
     fn named(&self, error: HeapError) -> EpError {
-        let mut error = EpError::from(error);
-        match &mut error {
-            EpError::Late { rank, .. } | EpError::Gone { rank, .. } | EpError::GivenUp { rank, .. } => {
-                *rank = self.global(*rank);
-            }
-            _ => {}
-        }
-        error
+        EpError::from(error).moved(1, self.global(0))
     }
 
     /// Runs a call of all ranks. One that fails half-way leaves the others' memory in an unknown state.
@@ -221,7 +247,7 @@ impl Group {
         if let Err(error) = &result
             && let Some(culprit) = error.culprit()
         {
-            self.heap.fail(culprit);
+            self.fail(culprit);
         }
         result
     }
@@ -229,7 +255,11 @@ impl Group {
     /// Ends the group because of what this rank's user has done.
     pub(crate) fn give_up(&self, why: &str) {
         self.ended.borrow_mut().get_or_insert_with(|| why.into());
-        self.heap.fail(self.rank);
+        self.fail(self.rank);
+    }
+    fn fail(&self, culprit: usize) {
+        self.heap.fail(culprit);
+        self.link.iter().for_each(|link| link.fail(culprit));
     }
 
     pub(crate) fn check_handle(&self, handle: &Handle) -> Result<()> {

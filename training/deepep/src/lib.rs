@@ -17,6 +17,7 @@ mod expand;
 mod group;
 mod layout;
 mod low;
+mod nodes;
 mod numbers;
 mod places;
 mod returned;
@@ -29,10 +30,12 @@ pub use expand::{Expanded, Values};
 pub use group::{Group, Join, Returns};
 pub use layout::{Layout, Shape, layout};
 pub use low::{Cast, LowCombine, LowDispatch, LowDispatched};
+pub use nodes::Across;
 pub use tokens::Tokens;
 pub use ways::Handle;
 
 use ember_heap::HeapError;
+use ember_link::LinkError;
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +94,27 @@ pub enum EpError {
         /// What is wrong, and what helps.
         why: String,
     },
+    /// This rank can't listen.
+    #[error("{0}")]
+    Listener(String),
+    /// A rank of another machine can't be reached, or refuses this one.
+    #[error("rank {rank} at {address}: {why}")]
+    Missing {
+        /// Which rank.
+        rank: usize,
+        /// Where it should be.
+        address: String,
+        /// What happened.
+        why: String,
+    },
+    /// What a rank has sent over the network breaks a rule. The group can't be used any more.
+    #[error("rank {rank} has sent what is no message: {why}")]
+    Damaged {
+        /// Which rank.
+        rank: usize,
+        /// Which rule.
+        why: String,
+    },
     /// An earlier call failed half-way.
     #[error("the group has ended with an earlier error: {0}")]
     Ended(String),
@@ -100,9 +124,40 @@ impl EpError {
     /// The rank that is to blame, if it is one.
     pub(crate) fn culprit(&self) -> Option<usize> {
         match *self {
-            Self::Late { rank, .. } | Self::Gone { rank, .. } | Self::Disagree { rank, .. } => Some(rank),
+            Self::Late { rank, .. }
+            | Self::Gone { rank, .. }
+            | Self::Disagree { rank, .. }
+            | Self::Missing { rank, .. }
+            | Self::Damaged { rank, .. } => Some(rank),
             Self::GivenUp { culprit, .. } => Some(culprit),
-            Self::Argument { .. } | Self::File { .. } | Self::Ended(_) => None,
+            Self::Argument { .. } | Self::File { .. } | Self::Listener(_) | Self::Ended(_) => None,
+        }
+    }
+
+    /// With the number in the group of a rank that has number `r` among some: `first + r * stride`.
+    pub(crate) fn moved(mut self, stride: usize, first: usize) -> Self {
+        match &mut self {
+            Self::Late { rank, .. }
+            | Self::Gone { rank, .. }
+            | Self::GivenUp { rank, .. }
+            | Self::Disagree { rank, .. }
+            | Self::Missing { rank, .. }
+            | Self::Damaged { rank, .. } => *rank = first + *rank * stride,
+            Self::Argument { .. } | Self::File { .. } | Self::Listener(_) | Self::Ended(_) => {}
+        }
+        self
+    }
+}
+
+impl From<LinkError> for EpError {
+    fn from(error: LinkError) -> Self {
+        match error {
+            LinkError::Listener(why) => Self::Listener(why),
+            LinkError::Missing { rank, address, why } => Self::Missing { rank, address, why },
+            LinkError::Late { rank, what, milliseconds } => Self::Late { rank, what, milliseconds },
+            LinkError::Gone { rank, what, .. } => Self::Gone { rank, what },
+            LinkError::Ended { rank, culprit } => Self::GivenUp { rank, culprit },
+            LinkError::Damaged { rank, why } => Self::Damaged { rank, why },
         }
     }
 }

@@ -102,9 +102,31 @@ impl Group {
             let first = self.rank() * self.shape.tokens;
             self.put_rows(turn, to, first, way, &Load::own(tokens, true, None, way));
         }
-        self.tell_counts(turn, &handle, kind);
-        self.tell_all(Signal::Tokens, turn);
+        self.send_tokens_across(turn, kind, tokens, None, &handle)?;
+        if self.nodes() == 1 {
+            self.tell_counts(turn, &handle, kind);
+            self.tell_all(Signal::Tokens, turn);
+        }
         Ok(LowDispatch { group: self, turn, kind, width, handle, received: false })
+    }
+
+    /// Passes the tokens of other nodes on.
+    fn pass_on(&self, turn: Turn, kind: u32, handle: &mut Handle) -> Result<()> {
+        if self.nodes() == 1 {
+            return Ok(());
+        }
+        let arrived = self.tokens_from_across(turn, kind, false, handle)?;
+        for (node, arrived) in arrived.iter().enumerate() {
+            let first = (node * self.here() + self.index()) * self.shape.tokens;
+            if let Some(arrived) = arrived {
+                for to in 0..self.here() {
+                    self.put_rows(turn, to, first, &handle.ways[node], &arrived.load());
+                }
+            }
+        }
+        self.tell_counts(turn, handle, kind);
+        self.tell_all(Signal::Tokens, turn);
+        Ok(())
     }
 
     /// Sends what the experts have made of a low-latency dispatch back, and returns; the sums are
@@ -152,7 +174,7 @@ impl Group {
             hidden,
         };
         for rank in 0..ranks {
-            let count = counts[rank % self.here()][rank / self.here() * self.here() + self.index()] as usize;
+            let count = self.count_from(rank, counts);
             let (first, begins) = (rank * tokens, out.counts.clone());
             let chosen = self.heap.own(places.chosen[turn.buffer] + 4 * first * topk, 4 * count * topk);
             let chosen: &[i32] = viewed(chosen);
@@ -207,15 +229,11 @@ impl LowDispatch<'_> {
         group.dispatches.demand_oldest(turn)?;
         self.received = true;
         group.together(|| {
-            let counts = group.counts(turn, self.kind, self.handle.id)?;
-            group.wait_tokens(turn)?;
             let mut handle = self.handle.clone();
-            handle.before = vec![0];
-            for (rank, last) in (0..group.shape.ranks).zip(0..) {
-                let here = group.here();
-                let counted = counts[rank % here][rank / here * here + group.index()] as usize;
-                handle.before.push(handle.before[last] + counted);
-            }
+            group.pass_on(turn, self.kind, &mut handle)?;
+            let counts = group.counts(turn, self.kind, handle.id)?;
+            group.wait_tokens(turn)?;
+            handle.before = group.before(&counts);
             let out = group.packed(turn, self.width, &counts, handle);
             group.tell_all(Signal::TokensDone(turn.buffer), turn);
             group.dispatches.end(turn);

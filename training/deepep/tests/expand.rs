@@ -5,14 +5,8 @@ mod support;
 use ember_deepep::{Expanded, Group, Reduction, Returns, Shape, Tokens, Values};
 use ember_deepgemm::{Cpu, E4m3, Recipe, ScaleFormat, View, ViewMut, per_block};
 use half::bf16;
+use support::expanded::{alone, bf16_rows, computed_rows};
 use support::{Case, Input, cases, input, ranks, ranks_with};
-
-fn bf16_rows(of: &Expanded) -> &[bf16] {
-    match &of.values {
-        Values::Bf16(rows) => rows,
-        Values::Fp8 { .. } => panic!("these were sent in BF16"),
-    }
-}
 
 /// Which row is whose, counted anew: expert, rank, token, choice for each row that counts.
 fn expected(shape: &Shape, inputs: &[Input], me: usize, alignment: usize) -> Vec<Option<[usize; 4]>> {
@@ -29,54 +23,6 @@ fn expected(shape: &Shape, inputs: &[Input], me: usize, alignment: usize) -> Vec
     }
     rows.resize(rows.len().next_multiple_of(alignment), None);
     rows
-}
-
-/// What an expert makes of a row.
-fn computed(row: &[bf16], expert: usize) -> impl Iterator<Item = bf16> {
-    row.iter().map(move |x| bf16::from_f32(x.to_f32() * (expert as f32 * 0.3 + 0.7) - 0.1))
-}
-
-/// All rows of an expanded dispatch, padding spoilt.
-fn computed_rows(of: &Expanded, rank: usize, shape: &Shape) -> Vec<bf16> {
-    let rows = bf16_rows(of).chunks(shape.hidden).zip(&of.groups);
-    let row = |(row, group): (&[bf16], &i32)| match usize::try_from(*group) {
-        Ok(expert) => computed(row, rank * shape.local_experts() + expert).collect(),
-        Err(_) => vec![bf16::NAN; shape.hidden],
-    };
-    rows.flat_map(row).collect()
-}
-
-/// Combined in one process; written without a look at the code.
-fn alone(shape: &Shape, own: &Input, biases: &[&[bf16]], reduction: Reduction) -> Vec<bf16> {
-    let (hidden, local) = (shape.hidden, shape.local_experts());
-    let mut out = Vec::new();
-    for (token, chosen) in own.chosen.chunks(shape.topk).enumerate() {
-        let row = &own.tokens[token * hidden..][..hidden];
-        let results: Vec<(usize, Vec<bf16>)> = chosen
-            .iter()
-            .filter(|id| **id >= 0)
-            .map(|id| (*id as usize, computed(row, *id as usize).collect()))
-            .collect();
-        for i in 0..hidden {
-            let mut sum = biases.iter().fold(0.0f32, |sum, bias| sum + bias[token * hidden + i].to_f32());
-            match reduction {
-                Reduction::Once => results.iter().for_each(|(_, row)| sum += row[i].to_f32()),
-                Reduction::PerRank => {
-                    for (last, (id, _)) in results.iter().enumerate() {
-                        let rank = id / local;
-                        if results[last + 1..].iter().any(|(id, _)| id / local == rank) {
-                            continue;
-                        }
-                        let of_rank = results.iter().filter(|(id, _)| id / local == rank);
-                        let part = of_rank.fold(0.0f32, |part, (_, row)| part + row[i].to_f32());
-                        sum += bf16::from_f32(part).to_f32();
-                    }
-                }
-            }
-            out.push(bf16::from_f32(sum));
-        }
-    }
-    out
 }
 
 fn check(shape: Shape, alignment: usize, round: u64) {
@@ -97,7 +43,7 @@ fn check(shape: Shape, alignment: usize, round: u64) {
             for biases in [&[][..], &[&own.tokens[..]], &[&own.tokens[..], &own.tokens[..]]] {
                 let weights = (biases.len() < 2).then_some(&of.weights[..]);
                 let combined = group.combine_expanded(&rows, weights, &of, biases, reduction).unwrap();
-                assert_eq!(combined.tokens, alone(&shape, own, biases, reduction), "{reduction:?}");
+                assert_eq!(combined.tokens, alone(&shape, own, biases, reduction, None), "{reduction:?}");
                 assert_eq!(combined.weights.as_ref(), weights.map(|_| &own.weights));
             }
         }

@@ -2,106 +2,11 @@
 
 mod support;
 
-use ember_deepep::{Cast, EpError, Group, LowDispatched, Returns, Shape, Tokens, Values};
+use ember_deepep::{Cast, EpError, Returns, Shape, Tokens};
 use ember_deepgemm::{Cpu, Recipe, ScaleFormat, View, ViewMut, per_block, per_token};
 use half::bf16;
+use support::low::{CASTS, alone, check_rows, results, round};
 use support::{Input, cases, input, ranks_with};
-
-/// What an expert makes of a row.
-fn computed(row: &[bf16], expert: usize) -> Vec<bf16> {
-    row.iter().map(|x| bf16::from_f32(x.to_f32() * (expert as f32 * 0.3 + 0.7) - 0.1)).collect()
-}
-
-/// What the tokens are when they arrive.
-fn arriving(input: &Input, hidden: usize, cast: Cast) -> Values {
-    let Cast::Fp8(format) = cast else { return Values::Bf16(input.tokens.clone()) };
-    let shape = [input.tokens.len() / hidden, hidden];
-    let cast = per_token(&View::new(&input.tokens, shape).unwrap(), format).unwrap();
-    Values::Fp8 { values: cast.values, scales: cast.scales }
-}
-
-/// A row as numbers.
-fn row(of: &Values, at: usize, hidden: usize) -> Vec<f32> {
-    match of {
-        Values::Bf16(values) => values[at * hidden..][..hidden].iter().map(|x| x.to_f32()).collect(),
-        Values::Fp8 { values, scales } => {
-            let scales = &scales[at * hidden.div_ceil(128)..];
-            let values = values[at * hidden..][..hidden].iter();
-            values.enumerate().map(|(i, x)| x.to_f32() * scales[i / 128]).collect()
-        }
-    }
-}
-
-fn check_rows(got: &LowDispatched, shape: &Shape, inputs: &[Input], me: usize, cast: Cast) {
-    let rows_each = shape.ranks * shape.tokens;
-    let sent: Vec<Values> = inputs.iter().map(|input| arriving(input, shape.hidden, cast)).collect();
-    for expert in 0..shape.local_experts() {
-        let id = (me * shape.local_experts() + expert) as i64;
-        let mut at = 0;
-        for (rank, input) in inputs.iter().enumerate() {
-            let begin = at;
-            for (token, chosen) in input.chosen.chunks(shape.topk).enumerate() {
-                if !chosen.contains(&id) {
-                    continue;
-                }
-                assert_eq!(got.sources[expert][at], (rank as u32, token as u32));
-                let found = row(&got.values, expert * rows_each + at, shape.hidden);
-                assert_eq!(found, row(&sent[rank], token, shape.hidden));
-                at += 1;
-            }
-            assert_eq!(got.ranges[expert * shape.ranks + rank], (begin as u32, (at - begin) as u32));
-        }
-        assert_eq!((got.counts[expert], got.sources[expert].len()), (at as u32, at));
-        for behind in at..rows_each {
-            assert!(row(&got.values, expert * rows_each + behind, shape.hidden).iter().all(|x| *x == 0.0));
-        }
-    }
-}
-
-/// What the experts here make of all rows; what counts nothing is spoilt.
-fn results(got: &LowDispatched, shape: &Shape, me: usize) -> Vec<bf16> {
-    let rows_each = shape.ranks * shape.tokens;
-    let mut out = vec![bf16::NAN; shape.local_experts() * rows_each * shape.hidden];
-    for (expert, count) in got.counts.iter().enumerate() {
-        for at in expert * rows_each..expert * rows_each + *count as usize {
-            let x: Vec<bf16> = row(&got.values, at, shape.hidden).into_iter().map(bf16::from_f32).collect();
-            let y = computed(&x, me * shape.local_experts() + expert);
-            out[at * shape.hidden..][..shape.hidden].copy_from_slice(&y);
-        }
-    }
-    out
-}
-
-/// Combined in one process.
-fn alone(shape: &Shape, own: &Input, cast: Cast) -> Vec<bf16> {
-    let sent = arriving(own, shape.hidden, cast);
-    let mut out = Vec::new();
-    for token in 0..own.tokens.len() / shape.hidden {
-        let x: Vec<bf16> = row(&sent, token, shape.hidden).into_iter().map(bf16::from_f32).collect();
-        let mut sums = vec![0.0f32; shape.hidden];
-        for k in 0..shape.topk {
-            let at = token * shape.topk + k;
-            if own.chosen[at] >= 0 {
-                let y = computed(&x, own.chosen[at] as usize);
-                sums.iter_mut().zip(&y).for_each(|(sum, y)| *sum += own.weights[at] * y.to_f32());
-            }
-        }
-        out.extend(sums.into_iter().map(bf16::from_f32));
-    }
-    out
-}
-
-fn round(group: &Group, inputs: &[Input], cast: Cast) {
-    let (shape, me) = (*group.shape(), group.rank());
-    let own = &inputs[me];
-    let got = group.low_latency_dispatch(&own.tokens, &own.chosen, cast).unwrap().receive().unwrap();
-    check_rows(&got, &shape, inputs, me, cast);
-    let rows = results(&got, &shape, me);
-    let combined = group.low_latency_combine(&rows, &own.weights, &got).unwrap().receive().unwrap();
-    assert_eq!(combined, alone(&shape, own, cast));
-}
-
-const CASTS: [Cast; 3] = [Cast::Bf16, Cast::Fp8(ScaleFormat::F32), Cast::Fp8(ScaleFormat::Ue8m0)];
 
 #[test]
 fn one_to_eight_ranks_exchange_what_one_process_would() {

@@ -1,9 +1,14 @@
 //! Ranks as threads, and what they send.
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
+pub mod expanded;
+pub mod low;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ember_deepep::{Group, Join, Returns, Shape};
+use ember_deepep::{Across, Group, Join, Returns, Shape};
+use ember_link::Listener;
+use ember_rt::Addr;
 use ember_types::layout::SplitMix64;
 use half::bf16;
 use serde::Deserialize;
@@ -43,6 +48,40 @@ pub fn ranks_with<T: Send>(shape: Shape, returns: Returns, work: impl Fn(&Group)
     });
     assert!(!path.exists(), "nothing is left behind");
     all
+}
+
+pub const JOB: u128 = 11;
+pub const KEY: [u8; 32] = [3; 32];
+
+/// Runs a thread for each rank of several nodes.
+pub fn ranks_across<T: Send>(
+    shape: Shape,
+    nodes: usize,
+    returns: Returns,
+    work: impl Fn(&Group) -> T + Sync,
+) -> Vec<T> {
+    let paths: Vec<PathBuf> = (0..nodes).map(|_| path()).collect();
+    let listener = |_| Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+    let listeners: Vec<Listener> = (0..shape.ranks).map(listener).collect();
+    let addresses: Vec<Addr> = listeners.iter().map(|listener| listener.address().clone()).collect();
+    let (addresses, work) = (&addresses, &work);
+    std::thread::scope(|scope| {
+        let rank = |(rank, listener): (usize, Listener)| {
+            let path = paths[rank * nodes / shape.ranks].clone();
+            scope.spawn(move || {
+                let join = Join { path: &path, rank, shape, returns, limit: LIMIT };
+                let across = Across { listener, nodes, addresses, job: JOB, key: KEY };
+                work(&Group::join_across(&join, across).unwrap())
+            })
+        };
+        let threads: Vec<_> = listeners.into_iter().enumerate().map(rank).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+/// What an expert makes of a row.
+pub fn expert(row: &[bf16], expert: usize) -> Vec<bf16> {
+    row.iter().map(|x| bf16::from_f32(x.to_f32() * (expert as f32 * 0.3 + 0.7) - 0.1)).collect()
 }
 
 pub struct Random(pub SplitMix64);
