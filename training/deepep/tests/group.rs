@@ -1,13 +1,10 @@
-//! What ranks send each other, as threads and as processes, beside what one process computes.
+//! What ranks send each other, beside what one process computes.
 
 mod support;
 
 use ember_deepep::{Combined, EpError, Group, Shape, Tokens, layout};
 use ember_types::layout::SplitMix64;
 use half::bf16;
-use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use support::{Input, LIMIT, Random, cases, input, path, ranks};
 
@@ -312,81 +309,4 @@ fn ranks_that_disagree_are_told() {
         let error = group.dispatch_again(Tokens::Bf16(&x[..64]), handle).err().unwrap().to_string();
         assert!(error.starts_with("handle: it comes from another group"), "{error}");
     });
-}
-
-const CHILD: &str = "EMBER_TEST_DEEPEP";
-
-/// What each process does; a test only by name.
-#[test]
-fn child() {
-    let Ok(text) = std::env::var(CHILD) else { return };
-    let words: Vec<&str> = text.split(' ').collect();
-    let (rank, ranks, stops) = (words[0].parse().unwrap(), words[1].parse().unwrap(), words[2] == "stops");
-    let shape = Shape { ranks, experts: 4 * ranks, hidden: 128, topk: 2, tokens: 16 };
-    let limit = if words[2] == "ends" { LIMIT } else { Duration::from_secs(8) };
-    let group = Group::join(Path::new(words[3]), rank, shape, limit).unwrap();
-    for round in 0.. {
-        let own = input(&shape, rank, round);
-        if stops && round == 3 {
-            println!("\nstopped");
-            std::io::stdin().read_line(&mut String::new()).unwrap();
-        }
-        if !stops && round == 20 && words[2] == "ends" {
-            println!("\ndone");
-            return;
-        }
-        let combined = group.dispatch(Tokens::Bf16(&own.tokens), &own.chosen, &own.weights).and_then(|got| {
-            let back: Vec<bf16> =
-                got.bf16().unwrap().chunks(shape.hidden).flat_map(|row| computed(row, rank)).collect();
-            group.combine(&back, None, got.handle(), &[])
-        });
-        match combined {
-            Ok(combined) => assert_eq!(combined, alone(&shape, &own, &[], false)),
-            Err(error) => {
-                println!("\nerror {error}");
-                return;
-            }
-        }
-    }
-}
-
-fn start(rank: usize, ranks: usize, how: &str, file: &Path) -> Child {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "child", "--nocapture"]);
-    command.env(CHILD, format!("{rank} {ranks} {how} {}", file.display()));
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
-}
-
-/// The line that begins with a word; and the rest, to be held while the child may still print.
-fn line(child: &mut Child, word: &str) -> (String, impl Sized + use<>) {
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let line = lines.find(|line| line.starts_with(word));
-    (line.unwrap_or_else(|| panic!("no line {word}")), lines)
-}
-
-#[test]
-fn processes_exchange_what_one_would() {
-    let file = path();
-    let mut all: Vec<Child> = (0..4).map(|rank| start(rank, 4, "ends", &file)).collect();
-    for child in &mut all {
-        let _rest = line(child, "done");
-        assert!(child.wait().unwrap().success());
-    }
-}
-
-#[test]
-fn a_process_that_dies_is_named_by_the_others() {
-    let file = path();
-    let how = |rank| if rank == 2 { "stops" } else { "goes on" };
-    // A word alone: the path stands behind it.
-    let mut all: Vec<Child> =
-        (0..3).map(|rank| start(rank, 3, &how(rank).replace(' ', "-"), &file)).collect();
-    let _rest = line(&mut all[2], "stopped");
-    all[2].kill().unwrap();
-    all[2].wait().unwrap();
-    for child in &mut all[..2] {
-        let (error, _rest) = line(child, "error");
-        assert!(error.contains("rank 2 has died or left") || error.contains("because of rank 2"), "{error}");
-        assert!(child.wait().unwrap().success());
-    }
 }
