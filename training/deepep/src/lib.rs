@@ -1,14 +1,15 @@
 //! Expert parallelism: tokens go to the ranks of the experts that they chose, and what comes of them comes back.
 //!
-//! A [`Group`] is one rank of several processes on one machine, which share memory. [`Group::dispatch`] sends each
-//! token once to each rank that has an expert for it; [`Dispatched::expand`] gives a row for each expert of it;
-//! [`Group::combine`] and [`Group::combine_expanded`] add what comes back. Order and results are those of DeepSeek's
-//! DeepEP (<https://github.com/deepseek-ai/DeepEP>), and the same in every run. A token's numbers are copied once on
-//! the way there: into their place in the receiver's memory. [`Group::low_latency_dispatch`] and
-//! [`Group::low_latency_combine`] come in two halves, with time to compute between them.
+//! A [`Group`] is one rank of several processes, which share memory on each machine ([`Group::join_across`] takes those
+//! of several machines together). [`Group::dispatch`] sends each token once to each rank that has an expert for it;
+//! [`Dispatched::expand`] gives a row for each expert of it; [`Group::combine`] and [`Group::combine_expanded`] add
+//! what comes back. Order and results are those of DeepSeek's DeepEP (<https://github.com/deepseek-ai/DeepEP>), and
+//! the same in every run. A token's numbers are copied once on the way there: into their place in the receiver's
+//! memory. [`Group::low_latency_dispatch`] and [`Group::low_latency_combine`] come in two halves, with time to
+//! compute between them.
 //!
-//! Not here: several machines, GPUs. A rank that dies is noticed by the others within a moment, one that hangs when
-//! their limit is over; both end the group.
+//! Not here: GPUs, and results that are computed right into the memory of the rank that they go back to. A rank that
+//! dies is noticed by the others within a moment, one that hangs when their limit is over; both end the group.
 #![forbid(unsafe_code)]
 
 mod combine;

@@ -3,12 +3,12 @@
 mod support;
 
 use ember_deepep::{Across, Combined, EpError, Group, Join, Reduction, Returns, Shape, Tokens};
-use ember_link::Listener;
+use ember_link::{Link, LinkError, Listener, Tag};
 use half::bf16;
 use std::time::Duration;
 use support::expanded::{alone, bf16_rows, computed_rows};
 use support::low::{CASTS, round};
-use support::{Input, JOB, KEY, cases, expert, input, path, ranks_across};
+use support::{Input, JOB, KEY, LIMIT, cases, expert, input, path, ranks_across};
 
 /// A row from each rank, as the experts of a rank make it.
 fn computed(row: &[bf16], rank: usize) -> Vec<bf16> {
@@ -159,4 +159,87 @@ fn wrong_arguments_and_ranks_that_disagree_are_named() {
     });
     assert!(errors.iter().any(|error| error.contains("kind of dispatch")), "{errors:?}");
     assert!(errors.iter().all(|error| error.contains("rank 0") || error.contains("rank 1")), "{errors:?}");
+}
+
+/// A rank of another node that sends anything; gives what the other rank says.
+fn beside_a_liar(shape: Shape, dispatch: &[u8], back: Option<&[u8]>) -> String {
+    let listeners = [(), ()].map(|()| Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap());
+    let addresses = listeners.each_ref().map(|listener| listener.address().clone());
+    let [own, liar] = listeners;
+    std::thread::scope(|scope| {
+        let addresses = &addresses;
+        let right = scope.spawn(move || {
+            let file = path();
+            let join = Join { path: &file, rank: 0, shape, returns: Returns::ByRank, limit: LIMIT };
+            let across = Across { listener: own, nodes: 2, addresses, job: JOB, key: KEY };
+            let group = Group::join_across(&join, across).unwrap();
+            let x = [bf16::ONE; 8];
+            let done = group.dispatch(Tokens::Bf16(&x), &[0, 3], &[1.0; 2]).and_then(|got| {
+                group.combine(&got.bf16().unwrap().to_vec(), None, got.handle(), &[]).map(drop)
+            });
+            done.map_or_else(|error| error.to_string(), |()| "done".into())
+        });
+        let join =
+            ember_link::Join { rank: 1, addresses, job: JOB, key: KEY, message_max: 1 << 20, limit: LIMIT };
+        let link = Link::join(liar, &join).unwrap();
+        let receive = |channel, number| {
+            link.receive(0, Tag { channel, number }, "sent something", || Ok::<(), LinkError>(()))
+        };
+        let send = |channel, number, bytes: &[u8]| link.send(0, Tag { channel, number }, bytes.to_vec());
+        let numbers = receive(0, 0).unwrap();
+        send(0, 0, &numbers).unwrap();
+        send(1, 1, dispatch).unwrap();
+        if let Some(back) = back {
+            receive(2, 1).unwrap();
+            send(2, 1, back).unwrap();
+        }
+        right.join().unwrap()
+    })
+}
+
+#[test]
+fn whatever_another_node_sends_is_an_error_at_most() {
+    let shape = Shape { ranks: 2, experts: 4, hidden: 8, topk: 2, tokens: 3 };
+    let bytes = |numbers: &[u32]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
+    // Two tokens for this node, with experts, weights and 8 numbers each in BF16.
+    let head = [6, 1, 2, 0];
+    let right: Vec<u32> = [&head[..], &[0, 2], &[1, 2, 3, 0], &[0; 4], &[0; 8]].concat();
+    // Its part of this rank's token: no weights, a row.
+    let back: Vec<u32> = [&[1, 0, 0, 1][..], &[0; 4]].concat();
+    let dispatch = bytes(&right);
+    assert_eq!(beside_a_liar(shape, &dispatch, Some(&bytes(&back))), "done");
+    let changed = |of: &[u32], at: usize, to: u32| {
+        let mut other = of.to_vec();
+        other[at] = to;
+        bytes(&other)
+    };
+    let damaged = "rank 1 has sent what is no message";
+    for (at, to, text) in [
+        (0, 10, "rank 1 has kind of dispatch 10, this one 6"),
+        (1, 9, "rank 1 has dispatch to go after 9, this one 1"),
+        (2, 4, damaged),
+        (2, u32::MAX, damaged),
+        (2, 1, damaged),
+        // Tokens: twice the same, and one that can't be; experts: none such, and one twice.
+        (4, 2, damaged),
+        (5, 3, damaged),
+        (6, 4, damaged),
+        (6, 1 << 31, damaged),
+        (8, 0, damaged),
+    ] {
+        let said = beside_a_liar(shape, &changed(&right, at, to), None);
+        assert!(said.contains(text), "{at} {to}: {said}");
+    }
+    for length in [0, 3, 16, 40, dispatch.len() - 1] {
+        let said = beside_a_liar(shape, &dispatch[..length], None);
+        assert!(said.contains("rank 1 has "), "{length}: {said}");
+    }
+    for (at, to) in [(0, 7), (1, 2), (1, 9), (2, 1), (3, 0), (3, u32::MAX)] {
+        let said = beside_a_liar(shape, &dispatch, Some(&changed(&back, at, to)));
+        assert!(said.contains("rank 1 has "), "{at} {to}: {said}");
+    }
+    for length in [0, 16, 31] {
+        let said = beside_a_liar(shape, &dispatch, Some(&bytes(&back)[..length]));
+        assert!(said.contains("rank 1 has "), "{length}: {said}");
+    }
 }

@@ -1,4 +1,5 @@
-//! Ranks that are processes, on one node and on several: what one process computes, and an end for all if one is killed.
+//! Ranks that are processes, on one node and on several: what one process computes, and an end for all if one is
+//! killed.
 
 mod support;
 

@@ -244,9 +244,12 @@ impl Heap {
     pub fn wait(&self, from: usize, signal: usize, value: u32, what: &'static str) -> Result<(), HeapError> {
         self.await_signal(from, OWN_SIGNALS + signal, value, what)
     }
-    /// Whether a rank has told this one at least `value`, counted round.
-    pub fn reached(&self, from: usize, signal: usize, value: u32) -> bool {
-        reached(self.told(from, OWN_SIGNALS + signal), value)
+    /// What a rank has told this one last; 0 before.
+    ///
+    /// # Panics
+    /// If there is no such rank or kind of signal.
+    pub fn last(&self, from: usize, signal: usize) -> u32 {
+        self.told(from, OWN_SIGNALS + signal)
     }
 
     fn await_signal(
