@@ -174,9 +174,9 @@ fn beside_a_liar(shape: Shape, dispatch: &[u8], back: Option<&[u8]>) -> String {
             let across = Across { listener: own, nodes: 2, addresses, job: JOB, key: KEY };
             let group = Group::join_across(&join, across).unwrap();
             let x = [bf16::ONE; 8];
-            let done = group.dispatch(Tokens::Bf16(&x), &[0, 3], &[1.0; 2]).and_then(|got| {
-                group.combine(&got.bf16().unwrap().to_vec(), None, got.handle(), &[]).map(drop)
-            });
+            let done = group
+                .dispatch(Tokens::Bf16(&x), &[0, 3], &[1.0; 2])
+                .and_then(|got| group.combine(got.bf16().unwrap(), None, got.handle(), &[]).map(drop));
             done.map_or_else(|error| error.to_string(), |()| "done".into())
         });
         let join =

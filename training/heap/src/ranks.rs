@@ -299,26 +299,21 @@ impl Heap {
 
     /// `awaited`: which rank must not have left either, and what it has to do.
     fn look(&self, awaited: Option<(usize, &'static str)>) -> Result<(), HeapError> {
-        let joined = (0..self.ranks).filter(|rank| *rank != self.rank && self.told(*rank, JOINED) != 0);
-        for rank in joined {
-            // The lock first: who leaves in order says so while it has it.
-            let locked = self.memory.is_locked(rank).unwrap_or(true);
-            match self.told(rank, END) {
-                0 if locked => {}
-                0 => {
-                    return Err(HeapError::Gone { rank, what: awaited.map_or("ended in order", |a| a.1) });
-                }
-                LEFT => {
-                    if let Some((from, what)) = awaited
-                        && from == rank
-                    {
-                        return Err(HeapError::Gone { rank, what });
-                    }
-                }
-                failed => return Err(HeapError::Ended { rank, culprit: (failed - FAILED) as usize }),
+        let joined = || (0..self.ranks).filter(|rank| *rank != self.rank && self.told(*rank, JOINED) != 0);
+        // The lock first: who leaves in order says so while it has it.
+        let dead = |rank: &usize| !self.memory.is_locked(*rank).unwrap_or(true) && self.told(*rank, END) == 0;
+        let dead = joined().find(dead);
+        // Who gives up says why; who then leaves, or dies, only follows.
+        for rank in joined() {
+            if let Some(culprit) = self.told(rank, END).checked_sub(FAILED) {
+                return Err(HeapError::Ended { rank, culprit: culprit as usize });
             }
         }
-        Ok(())
+        let left = awaited.map(|(from, _)| from).filter(|from| self.told(*from, END) == LEFT);
+        match dead.or(left) {
+            Some(rank) => Err(HeapError::Gone { rank, what: awaited.map_or("ended in order", |a| a.1) }),
+            None => Ok(()),
+        }
     }
 
     /// Says that this rank gives up because of rank `culprit`, in whatever way its users number ranks: the calls of the
