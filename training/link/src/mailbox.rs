@@ -90,6 +90,10 @@ impl Mailbox {
         self.changed.notify_all();
     }
 
+    pub(crate) fn has_ended(&self, rank: usize) -> bool {
+        self.peers().get(rank).is_none_or(|peer| peer.end.is_some())
+    }
+
     /// Waits until this side has a connection to each rank.
     pub(crate) fn wait_connected(&self, limit: Duration) -> Result<(), LinkError> {
         let missing = |peers: &mut Vec<Peer>| {

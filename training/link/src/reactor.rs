@@ -154,17 +154,23 @@ impl Link {
         }
         let (stop, thread) = (Some(stop), Some(listener.thread));
         let link = Self { rank, limit, mailbox, out, stop, thread, failed };
-        let missing = |rank: usize, why: String| {
-            link.failed.store(true, Ordering::Relaxed);
-            LinkError::Missing { rank, address: join.addresses[rank].to_string(), why }
+        let missing = |rank: usize, why: String| LinkError::Missing {
+            rank,
+            address: join.addresses[rank].to_string(),
+            why,
         };
-        match link.mailbox.wait_connected(limit) {
-            Err(LinkError::Gone { rank, why, .. }) => Err(missing(rank, why)),
-            Err(LinkError::Late { rank, milliseconds, .. }) => {
-                Err(missing(rank, format!("not there within {milliseconds} ms")))
+        let joined = link.mailbox.wait_connected(limit).map_err(|error| match error {
+            LinkError::Gone { rank, why, .. } => missing(rank, why),
+            LinkError::Late { rank, milliseconds, .. } => {
+                missing(rank, format!("not there within {milliseconds} ms"))
             }
-            other => other.map(|()| link),
+            other => other,
+        });
+        if joined.is_err() {
+            // Nobody is told, and nobody need be waited for: those who have met this rank see its connection end.
+            link.failed.store(true, Ordering::Relaxed);
         }
+        joined.map(|()| link)
     }
 
     /// The own number.
@@ -379,7 +385,7 @@ impl Sender<'_> {
                 Err(NetError::Refused { status, text }) if status != Status::Busy => {
                     return Err(NetError::Refused { status, text });
                 }
-                Err(why) if self.rt.now() >= until => return Err(why),
+                Err(why) if self.rt.now() >= until || self.mailbox.has_ended(self.rank) => return Err(why),
                 Err(_) => self.rt.sleep(PAUSE).await,
                 opened => return opened,
             }

@@ -60,9 +60,8 @@ fn messages_arrive_whole_and_are_found_by_their_number() {
     });
 }
 
-#[test]
-fn ranks_that_leave_or_fail_are_named() {
-    ranks(3, |link| match link.rank() {
+fn leave_or_fail(link: Link) {
+    match link.rank() {
         0 => send(&link, 1, 0, 0, vec![1]),
         1 => {
             // What was sent before is still there.
@@ -76,6 +75,17 @@ fn ranks_that_leave_or_fail_are_named() {
             let error = receive(&link, 1, 0, 0).unwrap_err();
             assert_eq!(error, LinkError::Ended { rank: 1, culprit: 42 });
         }
+    }
+}
+
+#[test]
+fn ranks_that_leave_or_fail_are_named() {
+    ranks(3, |link| {
+        // All are there.
+        let others = || (0..3).filter(|rank| *rank != link.rank());
+        others().for_each(|rank| send(&link, rank, 5, 0, vec![]));
+        others().for_each(|rank| drop(receive(&link, rank, 5, 0).unwrap()));
+        leave_or_fail(link);
     });
     // What the wait is told to look at ends it.
     ranks(2, |link| {
