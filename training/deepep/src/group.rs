@@ -150,6 +150,7 @@ impl Group {
             path,
             rank: rank % here,
             ranks: here,
+            first: rank / here * here,
             signals: SIGNALS,
             bytes: places.bytes,
             words: &words,

@@ -34,6 +34,8 @@ pub struct Across<'a> {
 const WORDS: u32 = 0;
 const DISPATCH: u32 = 1;
 const COMBINE: u32 = 2;
+/// Numbers go as they lie in memory.
+const _: () = assert!(cfg!(target_endian = "little"));
 /// Numbers at the beginning of a message.
 const HEAD: usize = 4;
 

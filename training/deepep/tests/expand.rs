@@ -80,6 +80,7 @@ fn one_to_eight_ranks_expand_and_reduce_as_one_process_would() {
         let shape = Shape { ranks, experts: 3 * ranks, hidden: 20, topk: 3, tokens: 15 };
         check(shape, [1, 4, 16, 128][ranks % 4], ranks as u64);
     }
+    check(Shape { ranks: 5, experts: 15, hidden: 20, topk: 7, tokens: 15 }, 4, 20);
     // More choices than ranks, and experts that nobody chooses.
     check(Shape { ranks: 2, experts: 40, hidden: 7, topk: 9, tokens: 11 }, 8, 3);
 }

@@ -69,7 +69,8 @@ impl<T: Message> ShmTransport<T> {
         let room = shared.room.clamp(*ROOM.start(), *ROOM.end()).next_power_of_two();
         let words = [("release", RELEASE), ("ranks", ranks as u64), ("room", room as u64)];
         let bytes = room.saturating_mul(ranks);
-        let heap = Heap::join(&Join { path, rank, ranks, signals: SIGNALS, bytes, words: &words, limit })?;
+        let heap =
+            Heap::join(&Join { path, rank, ranks, first: 0, signals: SIGNALS, bytes, words: &words, limit })?;
         let heap = Arc::new(heap);
         let peer = |peer: usize| (peer != rank).then(|| Peer::start(&heap, peer, room));
         let peers = (0..ranks).map(peer).collect();

@@ -44,6 +44,8 @@ pub struct Join<'a> {
     pub rank: usize,
     /// How many ranks there are.
     pub ranks: usize,
+    /// The number by which the users know the first of them: a rank that fails to join is named to the others so.
+    pub first: usize,
     /// Kinds of signals: each rank has one of each kind from each rank.
     pub signals: usize,
     /// Bytes of each rank's heap, offset 0 first.
@@ -139,7 +141,11 @@ impl Heap {
             heap.unlink();
         }
         if let Err(error) = &met {
-            heap.fail(error.rank().unwrap_or(rank));
+            let culprit = match error {
+                HeapError::Ended { culprit, .. } => *culprit,
+                other => join.first + other.rank().unwrap_or(rank),
+            };
+            heap.fail(culprit);
         }
         met.map(|()| heap)
     }

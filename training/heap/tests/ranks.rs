@@ -18,7 +18,7 @@ fn path() -> PathBuf {
 
 fn join(path: &Path, rank: usize, ranks: usize, word: u64, limit: Duration) -> Result<Heap, HeapError> {
     let words = &[("word", word)];
-    Heap::join(&Join { path, rank, ranks, signals: 2, bytes: 100, words, limit })
+    Heap::join(&Join { path, rank, ranks, first: 0, signals: 2, bytes: 100, words, limit })
 }
 
 /// Runs a thread for each rank.

@@ -207,3 +207,42 @@ fn trouble(peers: &[Peer], awaited: Option<usize>, what: &'static str) -> Option
     let failed = peers.iter().enumerate().filter(|(_, peer)| matches!(peer.end, Some(End::Failed(_))));
     failed.chain(peers.iter().enumerate()).find_map(of)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_must_follow_each_other() {
+        let mailbox = Mailbox::new(0, 2, 10);
+        let tag = |number| Tag { channel: 0, number };
+        let put = |number, total, offset, bytes: &[u8]| {
+            mailbox.put(1, &Part { tag: tag(number), total, offset, bytes })
+        };
+        put(1, 5, 0, b"abc").unwrap();
+        put(1, 5, 3, b"de").unwrap();
+        put(2, 0, 0, b"").unwrap();
+        let receive =
+            |number| mailbox.receive(1, tag(number), "sent", Duration::ZERO, || Ok::<(), LinkError>(()));
+        assert_eq!(receive(1).unwrap(), b"abcde");
+        assert_eq!(receive(2).unwrap(), b"");
+        // Half a message is none.
+        put(3, 5, 0, b"abc").unwrap();
+        assert!(matches!(receive(3), Err(LinkError::Late { rank: 1, .. })));
+        for (total, offset, bytes) in [
+            (11, 0, &b"a"[..]),
+            (u64::MAX, 0, b"a"),
+            (5, 0, b"a"),
+            (5, 4, b"a"),
+            (6, 3, b"a"),
+            (5, 3, b"abc"),
+            (5, 3, b""),
+            (5, u64::MAX, b"a"),
+        ] {
+            put(3, total, offset, bytes).unwrap_err();
+        }
+        assert!(matches!(receive(3), Err(LinkError::Damaged { rank: 1, .. })));
+        let part = |rank| mailbox.put(rank, &Part { tag: tag(9), total: 0, offset: 0, bytes: b"" });
+        assert!(part(0).is_err() && part(2).is_err(), "no such ranks");
+    }
+}
