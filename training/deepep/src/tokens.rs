@@ -21,7 +21,7 @@ pub enum Tokens<'a> {
     },
 }
 
-impl Tokens<'_> {
+impl<'a> Tokens<'a> {
     /// Bytes of a number, which also tell the kinds apart.
     pub(crate) fn width(&self) -> usize {
         match self {
@@ -29,13 +29,13 @@ impl Tokens<'_> {
             Self::Fp8 { .. } => 1,
         }
     }
-    pub(crate) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &'a [u8] {
         match self {
             Self::Bf16(values) => values.reinterpret_cast().as_bytes(),
             Self::Fp8 { values, .. } => values,
         }
     }
-    pub(crate) fn scales(&self) -> &[f32] {
+    pub(crate) fn scales(&self) -> &'a [f32] {
         match self {
             Self::Bf16(_) => &[],
             Self::Fp8 { scales, .. } => scales,
@@ -54,6 +54,11 @@ impl Tokens<'_> {
         let scales = if self.width() == 1 { tokens * shape.hidden.div_ceil(BLOCK) } else { 0 };
         demand(self.scales().len() == scales, "scales", || {
             format!("there are {}, not the {scales} of {tokens} tokens", self.scales().len())
+        })?;
+        let bad = self.scales().iter().position(|scale| !scale.is_finite());
+        demand(bad.is_none(), "scales", || {
+            let at = bad.unwrap_or(0);
+            format!("number {at} is {}, not finite", self.scales()[at])
         })?;
         Ok(tokens)
     }
