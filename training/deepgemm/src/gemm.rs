@@ -8,7 +8,7 @@ use half::bf16;
 use std::ops::Range;
 
 /// Words of K that a tile goes through at once: what of B belongs to them stays in the first cache.
-const WORDS: usize = 128;
+const WORDS: usize = 64;
 /// Rows whose sums are kept at once.
 const ROWS_AT_ONCE: usize = 4 * ROWS * AMX_ROWS / 2;
 
