@@ -1,16 +1,16 @@
 //! Products on the processors of this machine.
 
 use crate::e4m3::E4m3;
-use crate::kernel::{COLUMNS, Join, Path, ROWS};
+use crate::kernel::{AMX_ROWS, COLUMNS, Join, Order, Path, ROWS, STEP, STRIP, Tiles};
 use crate::view::{Scales, View, ViewMut};
 use crate::{BLOCK, Result, demand};
 use half::bf16;
 use std::ops::Range;
 
 /// Words of K that a tile goes through at once: what of B belongs to them stays in the first cache.
-const WORDS: usize = 128;
+const WORDS: usize = 64;
 /// Rows whose sums are kept at once.
-const ROWS_AT_ONCE: usize = 64 * ROWS;
+const ROWS_AT_ONCE: usize = 4 * ROWS * AMX_ROWS / 2;
 
 /// Numbers of a result.
 pub trait Element: Copy + Send + Sync {
@@ -104,20 +104,29 @@ impl Cpu {
     pub fn with_threads(self, threads: usize) -> Self {
         Self { threads: threads.max(1), ..self }
     }
-    /// Code that every processor can run. Results are the same.
-    pub fn portable(self) -> Self {
-        Self { path: Path::Portable, ..self }
+    /// Sums in this order, by the fastest code that this machine has for it.
+    pub fn with_order(self, order: Order) -> Self {
+        Self { path: Path::with_order(order), ..self }
     }
-    /// What computes, for people: `AVX-512 BF16` or `portable`.
+    /// Code that every processor can run, in the same order: results are the same.
+    pub fn portable(self) -> Self {
+        Self { path: Path::Portable(self.order()), ..self }
+    }
+    /// The order of its sums, on which results depend.
+    pub fn order(&self) -> Order {
+        self.path.order()
+    }
+    /// What computes, for people: `AMX BF16`, `AVX-512 BF16` or `portable`.
     pub fn name(&self) -> &'static str {
         match self.path {
-            Path::Portable => "portable",
+            Path::Portable(_) => "portable",
             Path::Avx512 => "AVX-512 BF16",
+            Path::Amx => "AMX BF16",
         }
     }
 
-    /// `d = c + a bᵀ` for BF16 matrices `a[m, k]` and `b[n, k]`: products are summed in `f32` along K, two at a time,
-    /// the second first; `c`, if there is one, is added to the sum, which is then rounded to `d`'s type.
+    /// `d = c + a bᵀ` for BF16 matrices `a[m, k]` and `b[n, k]`: products are summed in `f32` along K, in the order
+    /// of [`Self::order`]; `c`, if there is one, is added to the sum, which is then rounded to `d`'s type.
     ///
     /// # Errors
     /// If shapes don't fit.
@@ -176,13 +185,14 @@ impl Cpu {
         d: ViewMut<'_, D>,
     ) {
         let [m, k] = a.shape();
-        let words = k.div_ceil(2);
-        let rows = words_of(a);
+        let words = k.div_ceil(2).next_multiple_of(self.path.granules()[1]);
+        let rows = if self.path == Path::Amx { strips_of(a, words) } else { words_of(a, words) };
         let product = Product { path: self.path, a: &rows, words, b, scales, c };
         // Each thread has columns of its own, or, if there are too few, rows of them too.
         let columns = d.rows_by_columns(COLUMNS);
         let parts = self.threads.div_ceil(columns.len().max(1));
-        let each = m.div_ceil(parts).next_multiple_of(ROWS).max(ROWS);
+        let granule = if self.path == Path::Amx { AMX_ROWS } else { ROWS };
+        let each = m.div_ceil(parts).next_multiple_of(granule).max(granule);
         let mut tasks = Vec::new();
         for (panel, mut rows) in columns.into_iter().enumerate() {
             for from in (0..m).step_by(each) {
@@ -197,12 +207,13 @@ impl Cpu {
             shares.push(std::mem::replace(&mut tasks, rest));
         }
         let work = |share: Vec<(usize, usize, Vec<&mut [D]>)>| {
+            let tiles = (self.path == Path::Amx).then(Tiles::new);
             let (mut words, mut packed) = (Vec::new(), None);
             for (panel, from, out) in share {
                 if packed.replace(panel) != Some(panel) {
                     product.pack(panel, &mut words);
                 }
-                product.panel(panel, &words, from, out);
+                product.panel(tiles.as_ref(), panel, &words, from, out);
             }
         };
         let Some(last) = shares.pop() else { return };
@@ -243,24 +254,47 @@ pub(crate) fn check_scales_of_weights(b: &Scaled<'_>, recipe: Recipe) -> Result<
     b.scales.check("scales of b", [rows, k.div_ceil(BLOCK)])
 }
 
-/// The numbers of each row in pairs, a zero behind the last if they are odd.
-fn words_of<F: Factor>(view: &View<'_, F>) -> Vec<u32> {
-    let [rows, columns] = view.shape();
-    let mut words = Vec::with_capacity(rows * columns.div_ceil(2));
-    for row in 0..rows {
-        words.extend(view.row(row).chunks(2).map(word));
+/// The numbers of each row in pairs, zeros behind the last.
+fn words_of<F: Factor>(view: &View<'_, F>, words: usize) -> Vec<u32> {
+    let rows = view.shape()[0];
+    let mut out = vec![0; rows * words];
+    for (row, out) in out.chunks_mut(words.max(1)).enumerate() {
+        pair_up(view.row(row), out);
     }
-    words
+    out
 }
 
-fn word<F: Factor>(pair: &[F]) -> u32 {
-    let second = pair.get(1).map_or(0, |x| x.bits());
-    u32::from(second) << 16 | u32::from(pair[0].bits())
+/// The same in strips of [`AMX_ROWS`] rows, zeros behind the last one, and these in steps of [`STEP`] words: the words
+/// that a register takes lie together.
+fn strips_of<F: Factor>(view: &View<'_, F>, words: usize) -> Vec<u32> {
+    let rows = view.shape()[0];
+    let mut out = vec![0; rows.next_multiple_of(AMX_ROWS) * words];
+    for (strip, out) in out.chunks_mut((AMX_ROWS * words).max(1)).enumerate() {
+        let rows = strip * AMX_ROWS..((strip + 1) * AMX_ROWS).min(rows);
+        for (step, out) in out.chunks_mut(STRIP).enumerate() {
+            for (row, out) in rows.clone().zip(out.chunks_mut(STEP)) {
+                let row = view.row(row);
+                pair_up(&row[(step * 2 * STEP).min(row.len())..((step + 1) * 2 * STEP).min(row.len())], out);
+            }
+        }
+    }
+    out
+}
+
+/// Two numbers in each word, a zero behind the last if they are odd.
+fn pair_up<F: Factor>(row: &[F], out: &mut [u32]) {
+    let pairs = row.chunks_exact(2);
+    if let [last] = *pairs.remainder() {
+        out[row.len() / 2] = last.bits().into();
+    }
+    for (word, pair) in out.iter_mut().zip(pairs) {
+        *word = u32::from(pair[1].bits()) << 16 | u32::from(pair[0].bits());
+    }
 }
 
 struct Product<'a, F, D> {
     path: Path,
-    /// Rows of `words` words.
+    /// Rows of `words` words, or strips of them.
     a: &'a [u32],
     words: usize,
     b: &'a View<'a, F>,
@@ -277,21 +311,37 @@ impl<F: Factor, D: Element> Product<'_, F, D> {
     fn pack(&self, panel: usize, out: &mut Vec<[u32; COLUMNS]>) {
         out.clear();
         out.resize(self.words, [0; COLUMNS]);
-        for (column, row) in self.columns(panel).enumerate() {
-            for (words, pair) in out.iter_mut().zip(self.b.row(row).chunks(2)) {
-                words[column] = word(pair);
+        // A few words of each column at a time, so that what is written stays in the first cache.
+        let mut some = [0; STEP];
+        for (step, out) in out.chunks_mut(STEP).enumerate() {
+            for (column, row) in self.columns(panel).enumerate() {
+                let row = self.b.row(row);
+                let from = (step * 2 * STEP).min(row.len());
+                some.fill(0);
+                pair_up(&row[from..(from + 2 * STEP).min(row.len())], &mut some);
+                for (words, word) in out.iter_mut().zip(some) {
+                    words[column] = word;
+                }
             }
         }
     }
 
     /// Columns `panel` of the result's rows from `from` on.
-    fn panel(&self, panel: usize, b: &[[u32; COLUMNS]], from: usize, mut out: Vec<&mut [D]>) {
-        let mut sums = vec![[0.0; COLUMNS]; ROWS_AT_ONCE.min(out.len())];
+    fn panel(
+        &self,
+        tiles: Option<&Tiles>,
+        panel: usize,
+        b: &[[u32; COLUMNS]],
+        from: usize,
+        mut out: Vec<&mut [D]>,
+    ) {
+        let granule = self.path.granules()[0];
+        let mut sums = vec![[0.0; COLUMNS]; ROWS_AT_ONCE.min(out.len().next_multiple_of(granule))];
         for (i, rows) in out.chunks_mut(ROWS_AT_ONCE).enumerate() {
             let from = from + i * ROWS_AT_ONCE;
-            let sums = &mut sums[..rows.len()];
+            let sums = &mut sums[..rows.len().next_multiple_of(granule)];
             sums.fill([0.0; COLUMNS]);
-            self.sum(panel, b, from, sums);
+            self.sum(tiles, panel, b, from, sums);
             for (i, (row, sums)) in rows.iter_mut().zip(sums).enumerate() {
                 let old = self.c.as_ref().map(|c| &c.row(from + i)[self.columns(panel)]);
                 for (j, (number, sum)) in row.iter_mut().zip(sums).enumerate() {
@@ -301,7 +351,14 @@ impl<F: Factor, D: Element> Product<'_, F, D> {
         }
     }
 
-    fn sum(&self, panel: usize, b: &[[u32; COLUMNS]], from: usize, sums: &mut [[f32; COLUMNS]]) {
+    fn sum(
+        &self,
+        tiles: Option<&Tiles>,
+        panel: usize,
+        b: &[[u32; COLUMNS]],
+        from: usize,
+        sums: &mut [[f32; COLUMNS]],
+    ) {
         let step = if self.scales.is_some() { BLOCK / 2 } else { WORDS };
         for (block, words) in (0..self.words).step_by(step).enumerate() {
             let words = words..(words + step).min(self.words);
@@ -313,20 +370,60 @@ impl<F: Factor, D: Element> Product<'_, F, D> {
                 };
                 std::array::from_fn(column)
             });
-            for (i, sums) in sums.chunks_mut(ROWS).enumerate() {
-                let first = from + i * ROWS;
-                let mut a: [&[u32]; ROWS] = [&[]; ROWS];
-                let mut rows = [0.0; ROWS];
-                for i in 0..sums.len() {
-                    a[i] = &self.a[(first + i) * self.words..][words.clone()];
-                    rows[i] = self.scales.as_ref().map_or(0.0, |(of_a, ..)| of_a.get(first + i, block));
-                }
-                let join = match &columns {
-                    None => Join::Chain,
-                    Some(columns) => Join::Promote { rows: &rows[..sums.len()], columns },
-                };
-                self.path.tile(&a[..sums.len()], &b[words.clone()], sums, join);
+            match tiles {
+                Some(tiles) => self.strips(tiles, block, words, b, from, sums, columns.as_ref()),
+                None => self.rows(block, words, b, from, sums, columns.as_ref()),
             }
         }
+    }
+
+    /// Adds the products of some words to sums of rows from `from` on.
+    fn rows(
+        &self,
+        block: usize,
+        words: Range<usize>,
+        b: &[[u32; COLUMNS]],
+        from: usize,
+        sums: &mut [[f32; COLUMNS]],
+        columns: Option<&[f32; COLUMNS]>,
+    ) {
+        for (i, sums) in sums.chunks_mut(ROWS).enumerate() {
+            let first = from + i * ROWS;
+            let mut a: [&[u32]; ROWS] = [&[]; ROWS];
+            for (i, a) in a[..sums.len()].iter_mut().enumerate() {
+                *a = &self.a[(first + i) * self.words..][words.clone()];
+            }
+            let rows: [f32; ROWS] = self.scales_of(first, block);
+            let join = Join::of(&rows[..sums.len()], columns);
+            self.path.tile(&a[..sums.len()], &b[words.clone()], sums, join);
+        }
+    }
+
+    /// The same with AMX.
+    #[expect(clippy::too_many_arguments, reason = "those of `rows`, and the registers")]
+    fn strips(
+        &self,
+        tiles: &Tiles,
+        block: usize,
+        words: Range<usize>,
+        b: &[[u32; COLUMNS]],
+        from: usize,
+        sums: &mut [[f32; COLUMNS]],
+        columns: Option<&[f32; COLUMNS]>,
+    ) {
+        let (strips, _) = sums.as_chunks_mut::<AMX_ROWS>();
+        for (i, sums) in strips.iter_mut().enumerate() {
+            let first = from + i * AMX_ROWS;
+            let a = &self.a[first * self.words..][words.start * AMX_ROWS..words.end * AMX_ROWS];
+            let rows: [f32; AMX_ROWS] = self.scales_of(first, block);
+            tiles.tile(a, &b[words.clone()], sums, Join::of(&rows, columns));
+        }
+    }
+
+    /// The scales of rows of A from `first` on, zero for rows that aren't there.
+    fn scales_of<const N: usize>(&self, first: usize, block: usize) -> [f32; N] {
+        let Some((of_a, ..)) = &self.scales else { return [0.0; N] };
+        let rows = of_a.shape()[0];
+        std::array::from_fn(|i| if first + i < rows { of_a.get(first + i, block) } else { 0.0 })
     }
 }

@@ -4,8 +4,9 @@
 //! E4M3 with a scale for each 128 columns of a row, or of 128 rows; the products of 128 columns are summed, and the
 //! sum times both scales is added to an `f32`.
 //!
-//! [`Cpu`] computes on this machine's processors, with AVX-512 BF16 where there is one; the portable path gives the
-//! same bits. There is no other backend yet. Results don't depend on the number of threads.
+//! [`Cpu`] computes on this machine's processors, with AMX or AVX-512 BF16 where there is one. These two sum in
+//! different orders ([`Order`]). For each order there is portable code that gives the same bits: results depend on the
+//! order alone, not on the code nor on the number of threads. There is no other backend yet.
 #![deny(unsafe_code)]
 
 mod e4m3;
@@ -21,6 +22,7 @@ mod view;
 pub use e4m3::E4m3;
 pub use gemm::{Cpu, Element, Recipe, Scaled};
 pub use grouped::ALIGNMENT;
+pub use kernel::Order;
 pub use logits::Indexer;
 pub use quantise::{Quantised, ScaleFormat, per_block, per_channel, per_token};
 pub use view::{Scales, View, ViewMut};

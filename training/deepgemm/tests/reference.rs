@@ -3,12 +3,14 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ember_deepgemm::{
-    ALIGNMENT, BLOCK, Cpu, E4m3, Element, Indexer, Quantised, Recipe, ScaleFormat, Scaled, Scales, View,
-    ViewMut, layout, per_block, per_channel, per_token, ue8m0,
+    ALIGNMENT, BLOCK, Cpu, E4m3, Element, Indexer, Order, Quantised, Recipe, ScaleFormat, Scaled, Scales,
+    View, ViewMut, layout, per_block, per_channel, per_token, ue8m0,
 };
 use half::bf16;
 use proptest::prelude::*;
 use serde::Deserialize;
+
+const ORDERS: [Order; 2] = [Order::InTurn, Order::EvenOdd];
 
 #[derive(Deserialize)]
 struct Reference {
@@ -195,11 +197,13 @@ fn quantised_matrices_and_products_are_those_of_the_original() {
             "gemm_nt_1d1d" => Recipe::Rows,
             other => panic!("no kind {other}"),
         };
-        let found = fp8(Cpu::new(), [m, n, k], &a, &b, None, recipe);
-        assert!(difference(wide(&found), wide(&case.gemm_f32.f32())) < 1e-13);
-        assert!(difference(wide(&found), case.exact_f64.f64()) < 1e-13);
-        if let Some(unquantised) = unquantised {
-            assert!(difference(wide(&found), unquantised) < 1e-3);
+        for order in ORDERS {
+            let found = fp8(Cpu::new().with_order(order), [m, n, k], &a, &b, None, recipe);
+            assert!(difference(wide(&found), wide(&case.gemm_f32.f32())) < 1e-13);
+            assert!(difference(wide(&found), case.exact_f64.f64()) < 1e-13);
+            if let Some(unquantised) = &unquantised {
+                assert!(difference(wide(&found), unquantised.iter().copied()) < 1e-3);
+            }
         }
     }
 }
@@ -230,12 +234,19 @@ fn plain(x: &Quantised, [m, k]: [usize; 2], rows: usize) -> Vec<f32> {
     (0..m).flat_map(|i| (0..k).map(move |j| (i, j))).map(|(i, j)| number(i, j)).collect()
 }
 
-fn check_any([m, n, k]: [usize; 3], seed: u64) {
+fn check_any(shape: [usize; 3], seed: u64) {
+    for order in ORDERS {
+        check_order(shape, seed, order);
+    }
+}
+
+fn check_order([m, n, k]: [usize; 3], seed: u64, order: Order) {
     let (a, b) = (noise(seed, m * k), noise(seed + 1, n * k));
     let (a, b) = (View::new(&a, [m, k]).unwrap(), View::new(&b, [n, k]).unwrap());
     let exact = product(&a, &b);
-    let cpu = Cpu::new().with_threads(3);
+    let cpu = Cpu::new().with_order(order).with_threads(3);
     let paths = [cpu, cpu.portable().with_threads(1)];
+    assert_eq!(paths.map(|cpu| cpu.order()), [order; 2]);
     // BF16.
     let c: Vec<f32> = noise(seed + 2, m * n).into_iter().map(f32::from).collect();
     let found = paths.map(|cpu| {
@@ -438,8 +449,10 @@ fn logits_are_sums_over_heads_of_what_is_seen() {
         cpu.fp8_mqa_logits(&of, ViewMut::new(&mut d, [queries, keys]).unwrap()).unwrap();
         d
     };
+    for cpu in ORDERS.map(|order| Cpu::new().with_order(order)) {
+        assert_eq!(logits(cpu), logits(cpu.portable().with_threads(1)));
+    }
     let found = logits(Cpu::new());
-    assert_eq!(found, logits(Cpu::new().portable().with_threads(1)));
     let (mut ours, mut exact) = (Vec::new(), Vec::new());
     for i in 0..queries {
         for j in 0..keys {
