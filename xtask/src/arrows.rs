@@ -24,8 +24,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ember-storage", &["ember-craq", "ember-engine", "ember-net", "ember-daemon", "ember-client"]),
     ("ember-fuse-kernel", &[]),
     ("ember-fuse", &["ember-fuse-kernel", "ember-client", "ember-daemon"]),
+    ("ember-cuda", &[]),
     ("ember-deepep", &[]),
-    ("ember-deepgemm", &[]),
+    ("ember-deepgemm", &["ember-cuda"]),
     ("ember-dualpipe", &[]),
     ("ember-eplb", &[]),
     ("ember-flashmla", &["ember-deepgemm"]),
@@ -50,6 +51,8 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("io-uring", &["ember-rt-uring"]),
     ("fjall", &["ember-kv"]),
     ("axum", &["ember-daemon"]),
+    ("cudarc", &["ember-cuda"]),
+    ("libloading", &["ember-cuda"]),
     ("anyhow", &["ember", "ember-train", "xtask", "ember-sim", "ember-cluster-tests"]),
 ];
 

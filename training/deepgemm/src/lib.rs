@@ -5,9 +5,11 @@
 //! sum times both scales is added to an `f32`.
 //!
 //! [`Cpu`] computes on this machine's processors, with AVX-512 BF16 where there is one; the portable path gives the
-//! same bits. There is no other backend yet. Results don't depend on the number of threads.
+//! same bits. Results don't depend on the number of threads. [`cuda`] has the same products for Hopper GPUs; it has not
+//! been run on one yet.
 #![deny(unsafe_code)]
 
+pub mod cuda;
 mod e4m3;
 mod gemm;
 mod grouped;
