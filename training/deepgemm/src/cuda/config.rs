@@ -249,7 +249,7 @@ mod tests {
             assert!(config.stages >= STAGES_MIN, "{config:?}");
             assert!(config.shared_bytes() <= SHARED_BYTES_MAX, "{config:?}");
             let blocks = config.blocks(of.m, of.groups, 132);
-            assert!(blocks >= 1 && blocks <= 132 && blocks.is_multiple_of(config.cluster), "{config:?}");
+            assert!((1..=132).contains(&blocks) && blocks.is_multiple_of(config.cluster), "{config:?}");
             let (columns, bytes) = config.slab();
             assert!(config.block_n.is_multiple_of(columns) && [32, 64, 128].contains(&bytes));
             if of.numbers == Numbers::Fp8Blocks {

@@ -142,6 +142,7 @@ struct Ring {
 __device__ __forceinline__ void start_products(float (&sums)[SUMS], const Place &in, u32 stage, bool keep) {
     const u64 a = matrix_descriptor(in.shared + A_AT + stage * A_BYTES + in.warpgroup * 64 * 128);
     const u64 b = matrix_descriptor(in.shared + B_AT + stage * B_BYTES);
+    __syncwarp();
     wgmma_begin();
 #pragma unroll
     for (u32 k = 0; k < 4; ++k) wgmma(sums, a + k * 2, b + k * 2, keep || k > 0);
@@ -341,6 +342,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const Place in = {shared, full, empty, threadIdx.x / WARPGROUP - 1, lane,
                           thread / 32 * 16 + lane / 4, lane % 4 * 2};
         consume(of, &map_d, in, rank);
+        __syncwarp();
     }
     // Nobody leaves while the other block may still write to its memory or arrive at its barriers.
     if (CLUSTER > 1) cluster_sync();

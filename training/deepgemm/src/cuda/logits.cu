@@ -25,6 +25,7 @@ __device__ __forceinline__ Seen seen_blocks(const u32 *seen, u32 first_query, u3
 
 __device__ __forceinline__ void multiply_block(float (&part)[SUMS], u32 keys, u32 queries) {
     const u64 a = matrix_descriptor(keys), b = matrix_descriptor(queries);
+    __syncwarp();
     wgmma_begin();
 #pragma unroll
     for (u32 k = 0; k < WIDTH / 32; ++k) wgmma(part, a + k * 2, b + k * 2, k > 0);
