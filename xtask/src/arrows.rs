@@ -25,8 +25,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ember-storage", &["ember-craq", "ember-engine", "ember-net", "ember-daemon", "ember-client"]),
     ("ember-fuse-kernel", &[]),
     ("ember-fuse", &["ember-fuse-kernel", "ember-client", "ember-daemon"]),
+    ("ember-cuda", &[]),
     ("ember-deepep", &["ember-heap", "ember-link", "ember-deepgemm"]),
-    ("ember-deepgemm", &[]),
+    ("ember-deepgemm", &["ember-cuda"]),
     ("ember-dualpipe", &["ember-heap"]),
     ("ember-eplb", &[]),
     ("ember-flashmla", &["ember-deepgemm"]),
@@ -56,6 +57,8 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("io-uring", &["ember-rt-uring"]),
     ("fjall", &["ember-kv"]),
     ("axum", &["ember-daemon"]),
+    ("cudarc", &["ember-cuda"]),
+    ("libloading", &["ember-cuda"]),
     ("anyhow", &["ember", "ember-train", "xtask", "ember-sim", "ember-cluster-tests"]),
 ];
 

@@ -1,4 +1,4 @@
-//! Tasks of the repository: `cargo xtask tidy|test|model|crash|mutants|faults|perf`.
+//! Tasks of the repository: `cargo xtask tidy|test|kernels|gpu|model|crash|mutants|faults|perf`.
 //!
 //! It is not part of the product. Every task prints what it does, ends with exit code 0 only if all of it held,
 //! and runs from any folder of the checkout.
@@ -8,6 +8,8 @@ mod arrows;
 mod crash;
 mod faults;
 mod fuzz;
+mod gpu;
+mod kernels;
 mod lengths;
 mod model;
 mod mutants;
@@ -50,6 +52,10 @@ enum Task {
     Crash(crash::CrashArgs),
     /// Kills processes of a real cluster and checks what users see of it.
     Faults(faults::FaultArgs),
+    /// Compiles every GPU kernel, without a GPU, and compares registers and instructions with the manifest.
+    Kernels(kernels::KernelArgs),
+    /// Compares every GPU kernel with the CPU and measures it; ends with code 3 where there is no Hopper GPU.
+    Gpu(gpu::GpuArgs),
     /// Measures the mount and the native client against fio on the same disk.
     Perf(perf::PerfArgs),
 }
@@ -73,6 +79,8 @@ fn run(task: Task) -> Result<()> {
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Crash(args) => crash::run(&args),
         Task::Faults(args) => faults::run(&args),
+        Task::Kernels(args) => kernels::run(&args),
+        Task::Gpu(args) => gpu::run(&args),
         Task::Perf(args) => perf::run(&args),
     }
 }

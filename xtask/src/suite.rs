@@ -44,6 +44,7 @@ fn steps() -> Vec<Step> {
                 with_planted(&["nextest", "run"], &["--no-fail-fast"]),
             ],
         },
+        Step { name: "kernels", commands: vec![cargo(&["run", "--quiet", "-p", "xtask", "--", "kernels"])] },
         Step {
             name: "simulator",
             commands: vec![

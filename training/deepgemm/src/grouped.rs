@@ -124,7 +124,7 @@ impl Cpu {
 }
 
 /// From, to, group.
-fn segments(groups: &[i32], count: usize) -> Result<Vec<(usize, usize, usize)>> {
+pub(crate) fn segments(groups: &[i32], count: usize) -> Result<Vec<(usize, usize, usize)>> {
     let mut found: Vec<(usize, usize, usize)> = Vec::new();
     for (row, &group) in groups.iter().enumerate() {
         if group == -1 {

@@ -6,9 +6,11 @@
 //!
 //! [`Cpu`] computes on this machine's processors, with AMX or AVX-512 BF16 where there is one. These two sum in
 //! different orders ([`Order`]). For each order there is portable code that gives the same bits: results depend on the
-//! order alone, not on the code nor on the number of threads. There is no other backend yet.
+//! order alone, not on the code nor on the number of threads. [`cuda`] has the same products for Hopper GPUs; it has
+//! not been run on one yet.
 #![deny(unsafe_code)]
 
+pub mod cuda;
 mod e4m3;
 mod gemm;
 mod grouped;

@@ -24,7 +24,8 @@ pub struct Indexer<'a> {
 }
 
 impl Indexer<'_> {
-    fn check(&self, d: &ViewMut<'_, f32>) -> Result<()> {
+    /// All but the result.
+    pub(crate) fn check_inputs(&self) -> Result<()> {
         let ([queries, heads], [keys, width]) = (self.weights.shape(), self.keys.shape());
         demand(self.queries.shape() == [queries * heads, width], "queries", || {
             let expected = [queries * heads, width];
@@ -51,7 +52,12 @@ impl Indexer<'_> {
         demand(outside.is_none(), "seen", || {
             let query = outside.unwrap_or(0);
             format!("query {query} sees keys {:?} of {keys}", self.seen[query])
-        })?;
+        })
+    }
+
+    fn check(&self, d: &ViewMut<'_, f32>) -> Result<()> {
+        self.check_inputs()?;
+        let (queries, keys) = (self.weights.shape()[0], self.keys.shape()[0]);
         demand(d.shape() == [queries, keys], "d", || {
             format!("has shape {:?}, not {:?}", d.shape(), [queries, keys])
         })
