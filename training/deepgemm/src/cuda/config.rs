@@ -179,7 +179,7 @@ impl Config {
             self.stages, self.cluster, self.n, self.k
         );
         let mut source = format!("{HOPPER}{}", super::SCHEDULE);
-        let set: [(&str, u32); 11] = [
+        let set: [(&str, u32); 12] = [
             ("KIND", self.kind as u32),
             ("FP8", u32::from(self.fp8())),
             ("ROW_SCALES", u32::from(self.numbers == Numbers::Fp8Rows)),
@@ -191,6 +191,7 @@ impl Config {
             ("CLUSTER", self.cluster),
             ("N", self.n),
             ("K", self.k),
+            ("SHARED_BYTES", self.shared_bytes()),
         ];
         for (name, value) in set {
             let _ = writeln!(source, "#define {name} {value}u");

@@ -1,6 +1,6 @@
 // d = c + a bᵀ, persistent and warp-specialised: warpgroup 0 loads tiles by TMA, the others multiply and store. Set
-// before: KIND, FP8, ROW_SCALES, OUT_F32, WITH_C, BLOCK_M, BLOCK_N, STAGES, CLUSTER, N, K (not if k-grouped), and the
-// function `wgmma` for tiles of 64 by BLOCK_N.
+// before: KIND, FP8, ROW_SCALES, OUT_F32, WITH_C, BLOCK_M, BLOCK_N, STAGES, CLUSTER, N, K (not if k-grouped),
+// SHARED_BYTES, and the function `wgmma` for tiles of 64 by BLOCK_N.
 constexpr u32 WARPGROUPS = BLOCK_M / 64, THREADS = WARPGROUP * (1 + WARPGROUPS);
 constexpr u32 SUMS = BLOCK_N / 2;
 constexpr u32 BLOCK_K = FP8 ? 128 : 64;
@@ -19,6 +19,7 @@ constexpr u32 SA_AT = B_AT + STAGES * B_BYTES, SB_AT = SA_AT + STAGES * SA_BYTES
 constexpr u32 BARRIERS_AT = SB_AT + STAGES * SB_ROOM;
 constexpr u32 LOADED = A_BYTES + B_BYTES + SA_BYTES + SB_BYTES;
 
+static_assert(1024 + BARRIERS_AT + STAGES * 16 == SHARED_BYTES, "as many bytes as the launch asks for");
 static_assert(BLOCK_M == 64 || BLOCK_M == 128, "one or two warpgroups multiply 64 rows each");
 static_assert(BLOCK_N % 16 == 0 && BLOCK_N <= (FP8 ? 160 : 256), "sums must stay in registers");
 static_assert(B_BYTES % 1024 == 0, "tiles must begin at the swizzle's period");
