@@ -343,10 +343,11 @@ impl<F: Factor, D: Element> Product<'_, F, D> {
             sums.fill([0.0; COLUMNS]);
             self.sum(tiles, panel, b, from, sums);
             for (i, (row, sums)) in rows.iter_mut().zip(sums).enumerate() {
-                let old = self.c.as_ref().map(|c| &c.row(from + i)[self.columns(panel)]);
-                for (j, (number, sum)) in row.iter_mut().zip(sums).enumerate() {
-                    *number = D::from_f32(old.map_or(*sum, |old| old[j].to_f32() + *sum));
+                if let Some(c) = &self.c {
+                    let old = &c.row(from + i)[self.columns(panel)];
+                    sums.iter_mut().zip(old).for_each(|(sum, old)| *sum += old.to_f32());
                 }
+                row.iter_mut().zip(sums).for_each(|(number, sum)| *number = D::from_f32(*sum));
             }
         }
     }
