@@ -3,14 +3,12 @@
 use crate::paths::DataDir;
 use crate::usage::Failure;
 use anyhow::{Context, Result};
+use ember_native::FORMAT;
 use ember_types::ClusterId;
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-
-/// Format of the data directory that this release writes and reads.
-pub(crate) const FORMAT: u32 = 1;
 
 /// `cluster.toml`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -1,11 +1,13 @@
 //! Bytes.
 
 use crate::fs::FileSystem;
-use crate::reactor::Reactor;
 use crate::{NativeError, Result};
 use ember_client::{ClientError, OpenFile, Segments};
+use ember_rt::select::join_all;
+use ember_rt::sync::Semaphore;
 use ember_rt::{Buf, SharedBuf};
 use ember_types::Status;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -13,6 +15,9 @@ use std::sync::Arc;
 const PIECE: u64 = 1 << 20;
 /// Requests of one call on their way.
 const WINDOW: usize = 16;
+/// Ranges of one [`File::read_many`] on their way, and their bytes in KiB.
+const RANGES: usize = 64;
+const RANGES_KIB: usize = 64 << 10;
 
 /// An open file. It is closed when it goes; [`File::close`] also says whether that went well.
 pub struct File {
@@ -26,6 +31,12 @@ fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let next = move |from: u64| ((from / PIECE + 1).saturating_mul(PIECE)).min(range.end);
     let first = (range.start < range.end).then(|| range.start..next(range.start));
     std::iter::successors(first, move |last| (last.end < range.end).then(|| last.end..next(last.end)))
+}
+
+fn concat(segments: &Segments) -> Vec<u8> {
+    let mut all = Vec::with_capacity(segments.iter().map(|segment| segment.len()).sum());
+    segments.iter().for_each(|segment| all.extend_from_slice(segment));
+    all
 }
 
 impl File {
@@ -57,12 +68,13 @@ impl File {
         let reads = pieces(offset..end.max(offset)).map(|piece| self.begin_read(piece));
         let (mut left, mut done) = (into, 0);
         self.fs.reactor().pipelined(WINDOW, reads, ("reading", &self.path), |segments| {
-            for segment in segments {
+            for segment in &segments {
                 let to = left.split_off_mut(..segment.len());
-                to.ok_or_else(|| self.failed("reading", "more bytes than were asked for"))?
-                    .copy_from_slice(&segment);
+                to.ok_or_else(|| self.failed("reading", Status::Internal, "more bytes than were asked for"))?
+                    .copy_from_slice(segment);
                 done += segment.len();
             }
+            self.fs.reactor().used(segments);
             Ok(())
         })?;
         Ok(done)
@@ -78,31 +90,46 @@ impl File {
         if read == wanted {
             return Ok(());
         }
-        Err(self.failed("reading", &format!("{wanted} bytes at {offset} were asked for, there are {read}")))
+        let text = format!("{wanted} bytes at {offset} were asked for, there are {read}");
+        Err(self.failed("reading", Status::InvalidArgument, &text))
     }
 
-    /// Reads many ranges, given by offset and length, several at once; each result is as long as the file allows.
-    /// For samples of a data set.
+    /// Reads many ranges, given by offset and length, many at once; each result is as long as the file allows. For
+    /// samples of a data set.
     ///
     /// # Errors
     /// As [`File::read_at`].
     pub fn read_many(&self, ranges: &[(u64, usize)]) -> Result<Vec<Vec<u8>>> {
-        let range = |&(offset, length): &(u64, usize)| offset..offset.saturating_add(length as u64);
-        let reads = ranges.iter().map(|of| self.begin_read(range(of)));
-        let mut all = Vec::with_capacity(ranges.len());
-        self.fs.reactor().pipelined(WINDOW, reads, ("reading", &self.path), |segments| {
-            all.push(segments.iter().map(|segment| &segment[..]).collect::<Vec<_>>().concat());
-            Ok(())
-        })?;
-        Ok(all)
+        let (file, ranges) = (self.file(), ranges.to_vec());
+        let read = self.fs.reactor().begin(async move |client| {
+            let (next, room) = (Cell::new(0), Semaphore::new(RANGES_KIB));
+            let done = RefCell::new(vec![Vec::new(); ranges.len()]);
+            let worker = async || {
+                while let Some(&(offset, length)) = ranges.get(next.get()) {
+                    let index = next.replace(next.get() + 1);
+                    let kib = length.div_ceil(1024).min(RANGES_KIB) as u32;
+                    // The semaphore is never closed.
+                    let _room = room.acquire_many(kib).await;
+                    let segments = client.read(&file, offset, length as u64).await;
+                    // One failure ends it for the others.
+                    let segments = segments.inspect_err(|_| next.set(ranges.len()))?;
+                    done.borrow_mut()[index] = concat(&segments);
+                }
+                Ok(())
+            };
+            let workers = (0..RANGES.min(ranges.len())).map(|_| worker());
+            join_all(workers).await.into_iter().collect::<ember_client::Result<()>>()?;
+            Ok(done.into_inner())
+        });
+        self.fs.reactor().end(&read, "reading", &self.path)
     }
 
     /// Writes `bytes` at `offset`. They are durable on every replica when this returns; their number, if the file has
     /// grown, after [`File::sync`] or [`File::close`].
     ///
     /// # Errors
-    /// If the file may not be written, there is no space, or the data can't be written in time. Some of the bytes may
-    /// be written then.
+    /// If the file was opened for reading, there is no space, or the data can't be written in time. Some of the bytes
+    /// may be written then.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.write_parts_at(offset, &[bytes])
     }
@@ -112,6 +139,9 @@ impl File {
     /// # Errors
     /// As [`File::write_at`].
     pub fn write_parts_at(&self, offset: u64, parts: &[&[u8]]) -> Result<()> {
+        if !self.file().flags().write {
+            return Err(self.failed("writing", Status::BadHandle, "it was opened for reading"));
+        }
         let end = parts.iter().fold(offset, |end, part| end.saturating_add(part.len() as u64));
         let (mut parts, mut left) = (parts.iter(), &[][..]);
         let writes = pieces(offset..end).map(|piece| {
@@ -127,9 +157,12 @@ impl File {
                 (left, to) = (later, rest);
             }
             let (file, data) = (self.file(), SharedBuf::from(data));
-            self.fs.reactor().begin(async move |client| client.write(&file, piece.start, data).await)
+            // The buffer comes back, so that this thread uses it again.
+            self.fs.reactor().begin(async move |client| {
+                client.write(&file, piece.start, data.clone()).await.map(|()| data)
+            })
         });
-        self.fs.reactor().pipelined(WINDOW, writes, ("writing", &self.path), |()| Ok(()))
+        self.fs.reactor().pipelined(WINDOW, writes, ("writing", &self.path), |_| Ok(()))
     }
 
     /// Makes the file's metadata, its length among them, durable, as fsync(2).
@@ -142,7 +175,7 @@ impl File {
             client.fsync(file.state().inode()).await?;
             file.report()
         });
-        Reactor::end(synced, "syncing", &self.path)
+        self.fs.reactor().end(&synced, "syncing", &self.path)
     }
 
     /// Closes the file: who opens it next sees what was written.
@@ -157,11 +190,11 @@ impl File {
         let Some(file) = self.file.take() else { return Ok(()) };
         let handle = file.handle();
         let closed = self.fs.reactor().begin(async move |client| client.close(handle).await.map(|_| ()));
-        Reactor::end(closed, "closing", &self.path)
+        self.fs.reactor().end(&closed, "closing", &self.path)
     }
 
-    fn failed(&self, operation: &'static str, text: &str) -> NativeError {
-        let error = ClientError::new(Status::Internal, text);
+    fn failed(&self, operation: &'static str, status: Status, text: &str) -> NativeError {
+        let error = ClientError::new(status, text);
         NativeError::Operation { operation, path: self.path.clone(), error }
     }
 }

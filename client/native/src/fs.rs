@@ -1,21 +1,19 @@
 //! Names.
 
 use crate::file::File;
-use crate::path::{parent, prefixes, resolve};
+use crate::path::{Walked, entry, of_directory, parent, prefixes, resolve, walk};
 use crate::place::{Place, umask};
 use crate::reactor::{Answer as Begun, Reactor};
-use crate::{NativeError, Result};
+use crate::tree;
+use crate::{Options, Result};
 use ember_client::{Client, ClientError, MetaOptions};
 use ember_types::Status;
 use ember_types::file::{Attributes, Credentials, FileKind};
-use ember_wire::meta::{Answer, DirectoryEntry, OpenFlags, Operation};
+use ember_wire::meta::{DirectoryEntry, OpenFlags, Operation};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::sync::Arc;
-
-/// Entries of a page of a directory.
-const PAGE: u32 = 512;
 
 /// A client of a cluster. Clones share it; it ends with the last of them and of its files.
 #[derive(Clone)]
@@ -56,8 +54,12 @@ fn credentials() -> Credentials {
     }
 }
 
-fn unexpected(answer: &Answer) -> ClientError {
-    ClientError::new(Status::Internal, format!("unexpected answer of the metadata service: {answer:?}"))
+/// Why something can't be opened as a file.
+fn no_file(kind: FileKind) -> ClientError {
+    match kind {
+        FileKind::Directory => ClientError::new(Status::IsDirectory, "it is a directory"),
+        _ => ClientError::new(Status::NotSupported, "it is no regular file"),
+    }
 }
 
 const READ: OpenFlags = OpenFlags { read: true, write: false, truncate: false, execute: false };
@@ -65,12 +67,25 @@ const WRITE: OpenFlags = OpenFlags { read: true, write: true, truncate: true, ex
 
 impl FileSystem {
     /// Connects to the cluster whose data directory on this machine is `data`; mgmtd lists the client with the
-    /// `description`.
+    /// `description`. Settings are those of the section `client` of its `ember.toml`.
     ///
     /// # Errors
-    /// If there is no cluster, its files may not be read, or it doesn't answer for 15 s.
+    /// If there is no cluster, its files may not be read, it refuses this client, or it doesn't answer for 15 s (or the
+    /// time of an operation, if that is less).
     pub fn connect(data: &Path, description: &str) -> Result<Self> {
-        let reactor = Arc::new(Reactor::start(Place::read(data)?, description)?);
+        Self::connect_with(data, &Options { description: description.to_owned(), ..Options::default() })
+    }
+
+    /// The same with other settings.
+    ///
+    /// # Errors
+    /// As [`FileSystem::connect`].
+    pub fn connect_with(data: &Path, options: &Options) -> Result<Self> {
+        let mut place = Place::read(data)?;
+        if let Some(limit) = options.operation_timeout {
+            place.config.operation_timeout_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).max(1);
+        }
+        let reactor = Arc::new(Reactor::start(place, &options.description)?);
         Ok(Self { reactor, options: credentials().into(), umask: umask() })
     }
 
@@ -100,10 +115,10 @@ impl FileSystem {
     {
         let from = path.to_owned();
         let begun = self.begin(async move |client: Client, options: MetaOptions| {
-            let found = resolve(&client, &from, true, &options).await?;
+            let found = resolve(&client, &from, &options).await?;
             work(client, found, options).await
         });
-        Reactor::end(begun, operation, path)
+        self.reactor.end(&begun, operation, path)
     }
 
     /// Opens a file for reading.
@@ -113,8 +128,7 @@ impl FileSystem {
     pub fn open(&self, path: &str) -> Result<File> {
         let file = self.on("opening", path, async |client, found, options| match found.kind {
             FileKind::File => Ok(client.open(found.inode, READ, &options).await?.file),
-            FileKind::Directory => Err(ClientError::new(Status::IsDirectory, "it is a directory")),
-            _ => Err(ClientError::new(Status::NotSupported, "it is no regular file")),
+            kind => Err(no_file(kind)),
         })?;
         Ok(File::new(self.clone(), path, file))
     }
@@ -137,16 +151,24 @@ impl FileSystem {
     fn created(&self, path: &str, exclusive: bool) -> Result<File> {
         let (from, mode) = (path.to_owned(), 0o666 & !self.umask);
         let begun = self.begin(async move |client: Client, options: MetaOptions| {
-            if !exclusive
-                && let Ok(found) = resolve(&client, &from, true, &options).await
-                && found.kind == FileKind::File
-            {
-                return Ok(client.open(found.inode, WRITE, &options).await?.file);
+            if of_directory(from.as_bytes()) {
+                return Err(ClientError::new(Status::IsDirectory, "the path ends as that of a directory"));
             }
-            let (directory, name) = parent(&client, &from, &options).await?;
-            Ok(client.create(directory, &name, mode, exclusive, WRITE, &options).await?.file)
+            let opened = match walk(&client, &from, !exclusive, &options).await? {
+                Walked::There(_) if exclusive => {
+                    return Err(ClientError::new(Status::Exists, "there is something of that name"));
+                }
+                Walked::There(found) if found.kind == FileKind::File => {
+                    client.open(found.inode, WRITE, &options).await?
+                }
+                Walked::There(found) => return Err(no_file(found.kind)),
+                Walked::Missing { parent, name } => {
+                    client.create(parent, &name, mode, exclusive, WRITE, &options).await?
+                }
+            };
+            Ok(opened.file)
         });
-        let file = Reactor::end(begun, "making", path)?;
+        let file = self.reactor.end(&begun, "making", path)?;
         Ok(File::new(self.clone(), path, file))
     }
 
@@ -155,25 +177,18 @@ impl FileSystem {
     /// # Errors
     /// If something on the way is no directory, or it may not be made.
     pub fn make_directories(&self, path: &str) -> Result<()> {
-        for prefix in prefixes(path) {
-            let (from, mode) = (prefix.to_owned(), 0o777 & !self.umask);
-            let made = self.begin(async move |client: Client, options: MetaOptions| {
-                match resolve(&client, &from, true, &options).await {
-                    Ok(found) if found.kind == FileKind::Directory => return Ok(()),
-                    Ok(_) => return Err(ClientError::new(Status::NotDirectory, "it is no directory")),
-                    Err(error) if error.status == Status::NotFound => {}
-                    Err(error) => return Err(error),
-                }
-                let (parent, name) = parent(&client, &from, &options).await?;
-                match client.meta(Operation::MakeDirectory { parent, name, mode }, &options).await {
-                    // Somebody else was faster.
-                    Err(error) if error.status == Status::Exists => Ok(()),
-                    made => made.map(|_| ()),
-                }
-            });
-            Reactor::end(made, "making", prefix)?;
-        }
-        Ok(())
+        let (from, mode) = (path.to_owned(), 0o777 & !self.umask);
+        let made = self.begin(async move |client: Client, options: MetaOptions| {
+            for prefix in prefixes(&from) {
+                tree::make_directory(&client, prefix, mode, &options).await?;
+            }
+            // Whatever the last one is that was there.
+            match resolve(&client, &from, &options).await?.kind {
+                FileKind::Directory => Ok(()),
+                _ => Err(ClientError::new(Status::NotDirectory, "it is no directory")),
+            }
+        });
+        self.reactor.end(&made, "making", path)
     }
 
     /// The entries of a directory, without `.` and `..`.
@@ -182,29 +197,21 @@ impl FileSystem {
     /// If it isn't there, may not be read, or is no directory.
     pub fn list(&self, path: &str) -> Result<Vec<Entry>> {
         let entries: Vec<DirectoryEntry> = self.on("listing", path, async |client, found, options| {
-            let (mut all, mut after) = (Vec::new(), 0);
-            loop {
-                let page =
-                    Operation::ReadDirectory { inode: found.inode, after, limit: PAGE, attributes: true };
-                match client.meta(page, &options).await? {
-                    Answer::Entries { entries, more } => {
-                        after = entries.last().map_or(after, |entry| entry.cookie);
-                        let (some, more) = (!entries.is_empty(), more);
-                        all.extend(entries);
-                        if !(some && more) {
-                            return Ok(all);
-                        }
-                    }
-                    other => return Err(unexpected(&other)),
-                }
+            let (mut all, mut after) = (Vec::new(), Some(0));
+            while let Some(from) = after {
+                let (mut page, next) = tree::page(&client, found.inode, from, true, &options).await?;
+                page.iter_mut().filter_map(|entry| entry.attributes.as_mut()).for_each(|a| client.overlay(a));
+                all.append(&mut page);
+                after = next;
             }
+            Ok(all)
         })?;
         let entry = |entry: DirectoryEntry| Entry {
             name: OsString::from_vec(entry.name),
             kind: entry.kind,
             length: entry.attributes.map_or(0, |attributes| attributes.length),
         };
-        Ok(entries.into_iter().map(entry).filter(|entry| entry.name != "." && entry.name != "..").collect())
+        Ok(entries.into_iter().map(entry).collect())
     }
 
     /// Attributes of what a path leads to.
@@ -237,8 +244,11 @@ impl FileSystem {
     pub fn rename(&self, from: &str, to: &str, replace: Replace) -> Result<()> {
         let (old, new) = (from.to_owned(), to.to_owned());
         let begun = self.begin(async move |client: Client, options: MetaOptions| {
-            let (parent_of_old, name) = parent(&client, &old, &options).await?;
+            let (parent_of_old, name) = entry(&client, &old, &options).await?;
             let (new_parent, new_name) = parent(&client, &new, &options).await?;
+            if of_directory(new.as_bytes()) {
+                tree::require_directory(&client, parent_of_old, &name, &options).await?;
+            }
             let rename = Operation::Rename {
                 parent: parent_of_old,
                 name,
@@ -249,7 +259,7 @@ impl FileSystem {
             };
             client.meta(rename, &options).await.map(|_| ())
         });
-        Reactor::end(begun, "renaming", &format!("{from} to {to}"))
+        self.reactor.end(&begun, "renaming", &format!("{from} to {to}"))
     }
 
     /// Removes a file or symbolic link.
@@ -257,51 +267,31 @@ impl FileSystem {
     /// # Errors
     /// As unlink(2).
     pub fn remove(&self, path: &str) -> Result<()> {
-        self.remove_entry(path, false)
-    }
-
-    fn remove_entry(&self, path: &str, directory: bool) -> Result<()> {
         let from = path.to_owned();
         let begun = self.begin(async move |client: Client, options: MetaOptions| {
-            let (parent, name) = parent(&client, &from, &options).await?;
-            let remove = match directory {
-                true => Operation::RemoveDirectory { parent, name },
-                false => Operation::Unlink { parent, name },
-            };
-            client.meta(remove, &options).await.map(|_| ())
+            let (parent, name) = entry(&client, &from, &options).await?;
+            client.meta(Operation::Unlink { parent, name }, &options).await.map(|_| ())
         });
-        Reactor::end(begun, "removing", path)
+        self.reactor.end(&begun, "removing", path)
     }
 
-    /// Removes a directory with all that is in it, or a file; what is gone already is fine.
+    /// Removes a directory with all that is in it, or a file or symbolic link; what is gone already is fine.
     ///
     /// # Errors
     /// If something may not be removed, or somebody adds to a directory meanwhile.
     pub fn remove_all(&self, path: &str) -> Result<()> {
         let from = path.to_owned();
         let begun = self.begin(async move |client: Client, options: MetaOptions| {
-            Ok(resolve(&client, &from, false, &options).await?.kind)
+            let removed = async {
+                let (parent, name) = entry(&client, &from, &options).await?;
+                tree::remove(&client, parent, name, &options).await
+            };
+            match removed.await {
+                Err(error) if error.status == Status::NotFound => Ok(()),
+                other => other,
+            }
         });
-        let gone = |result: Result<()>| match result {
-            Err(error) if error.is_not_found() => Ok(()),
-            other => other,
-        };
-        let kind = match Reactor::end(begun, "removing", path) {
-            Err(error) if error.is_not_found() => return Ok(()),
-            kind => kind?,
-        };
-        if kind != FileKind::Directory {
-            return gone(self.remove_entry(path, false));
-        }
-        for entry in self.list(path)? {
-            let name = entry.name.into_string().map_err(|name| NativeError::Operation {
-                operation: "removing",
-                path: path.to_owned(),
-                error: ClientError::new(Status::InvalidArgument, format!("{} is no text", name.display())),
-            })?;
-            self.remove_all(&format!("{}/{name}", path.trim_end_matches('/')))?;
-        }
-        gone(self.remove_entry(path, true))
+        self.reactor.end(&begun, "removing", path)
     }
 
     /// Makes the names in a directory durable, as fsync(2) of it does.

@@ -5,24 +5,10 @@
 //! here: a write is durable on every replica when it returns, a read is verified, a server that fails is waited for
 //! until the operation's time is over. Nothing is cached but routing and open files.
 //!
-//! A process acts as its user, with its groups and umask. Paths are those of the file system: absolute, with `.`, `..`
-//! and symbolic links followed as open(2) does.
-//!
-//! ```no_run
-//! use ember_native::{FileSystem, Replace};
-//!
-//! # fn main() -> Result<(), ember_native::NativeError> {
-//! let fs = FileSystem::connect("/srv/ember".as_ref(), "example")?;
-//! fs.make_directories("/results.part")?;
-//! let file = fs.create("/results.part/sums")?;
-//! file.write_at(0, b"42\n")?;
-//! file.sync()?;
-//! file.close()?;
-//! fs.rename("/results.part", "/results", Replace::Refuse)?; // all of it, or nothing
-//! fs.sync_directory("/")?;
-//! # Ok(())
-//! # }
-//! ```
+//! Calls may come from any thread, also one that runs an async runtime, which then stands still. When the cluster stops
+//! answering, a call ends after the time of an operation ([`Options::operation_timeout`]). Paths are those of the file
+//! system: absolute, with `.`, `..` and symbolic links followed as open(2) does.
+#![doc = include_str!("../../../docs/operations/native.md")]
 #![forbid(unsafe_code)]
 
 mod file;
@@ -30,15 +16,27 @@ mod fs;
 mod path;
 mod place;
 mod reactor;
+mod tree;
 
 pub use ember_types::Status;
 pub use ember_types::file::{Attributes, FileKind};
 pub use file::File;
 pub use fs::{Entry, FileSystem, Replace};
-pub use place::{Place, ROOT_USER, identity, read_secret, socket};
+pub use place::{FORMAT, Place, ROOT_USER, identity, read_secret, socket};
 
 use ember_client::ClientError;
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// How to connect.
+#[derive(Clone, Default, Debug)]
+pub struct Options {
+    /// What mgmtd lists the client as.
+    pub description: String,
+    /// Time after which an operation fails if the cluster doesn't answer, instead of `operation_timeout_ms` of the
+    /// cluster's settings (5 minutes by default); at least 1 ms.
+    pub operation_timeout: Option<Duration>,
+}
 
 /// Why a call failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -74,6 +72,10 @@ impl NativeError {
             Self::Place { .. } | Self::Ended(_) => None,
         }
     }
+    /// The errno of Linux that says the same.
+    pub fn errno(&self) -> Option<i32> {
+        self.status().map(Status::errno)
+    }
     /// Whether there is no such file.
     pub fn is_not_found(&self) -> bool {
         self.status() == Some(Status::NotFound)
@@ -86,9 +88,8 @@ impl NativeError {
 
 impl From<NativeError> for std::io::Error {
     fn from(error: NativeError) -> Self {
-        let kind = error
-            .status()
-            .map_or(std::io::ErrorKind::Other, |status| Self::from_raw_os_error(status.errno()).kind());
+        let kind =
+            error.errno().map_or(std::io::ErrorKind::Other, |errno| Self::from_raw_os_error(errno).kind());
         Self::new(kind, error)
     }
 }

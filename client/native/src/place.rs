@@ -12,14 +12,16 @@ use std::path::{Path, PathBuf};
 
 /// The user whose token `ember up` makes.
 pub const ROOT_USER: &str = "root";
-/// Format of a data directory that this release reads.
-const FORMAT: u32 = 1;
+/// Format of a data directory that this release reads and writes.
+pub const FORMAT: u32 = 1;
 /// Longest path of a Unix socket that the kernel takes (`sun_path`), less the terminating zero.
 const SOCKET_PATH_MAX: usize = 107;
 
 /// Where a cluster is, and who may use it.
 #[derive(Clone, Debug)]
 pub struct Place {
+    /// The data directory.
+    pub data: PathBuf,
     /// The cluster's id.
     pub cluster: ClusterId,
     /// The root user's token.
@@ -87,6 +89,7 @@ impl Place {
             token: read_secret(&data.join("token"))?,
             mgmtd: socket(&data, "mgmtd")?,
             config: settings.client,
+            data,
         })
     }
 }

@@ -8,6 +8,7 @@ mod damage;
 mod disk;
 mod life;
 mod native;
+mod native_life;
 mod posix_data;
 mod posix_names;
 mod power;
