@@ -29,7 +29,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ember-deepgemm", &["ember-cuda"]),
     ("ember-dualpipe", &[]),
     ("ember-eplb", &[]),
-    ("ember-flashmla", &["ember-deepgemm"]),
+    ("ember-flashmla", &["ember-cuda", "ember-deepgemm"]),
     ("ember-train", &["ember-dualpipe"]),
 ];
 
