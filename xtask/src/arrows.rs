@@ -30,7 +30,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ember-deepgemm", &["ember-cuda"]),
     ("ember-dualpipe", &["ember-heap"]),
     ("ember-eplb", &[]),
-    ("ember-flashmla", &["ember-deepgemm"]),
+    ("ember-flashmla", &["ember-cuda", "ember-deepgemm"]),
     ("ember-heap", &[]),
     ("ember-link", &["ember-net", "ember-rt-uring"]),
     (

@@ -14,6 +14,7 @@ use std::sync::Mutex;
 const CRATES: &[fn() -> Vec<Program>] = &[
     || [true, false].map(ember_cuda::ceiling).to_vec(),
     ember_deepgemm::cuda::programs,
+    ember_flashmla::cuda::programs,
     crate::gpu::programs,
 ];
 /// Packages that the compiler, its disassembler and nothing else come from. There is no disassembler of 13.0.

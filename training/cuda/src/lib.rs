@@ -17,7 +17,7 @@ pub use cache::Cache;
 pub use ceiling::ceiling;
 pub use compile::{Compiled, Compiler, candidates};
 pub use ffi::{Arg, Buffer, Device, Element, Kernel, Matrix, Plain, Swizzle, TensorMap};
-pub use program::{Grid, Program, wgmma};
+pub use program::{Grid, Program, wgmma, wgmma_rows};
 
 /// Wrappers of Hopper's instructions, to be put before a kernel's source.
 pub const HOPPER: &str = include_str!("hopper.cuh");

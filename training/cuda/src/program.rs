@@ -39,9 +39,21 @@ pub struct Grid {
 /// # Panics
 /// If `columns` is none of 8, 16, … 256.
 pub fn wgmma(name: &str, fp8: bool, columns: u32) -> String {
+    let (kind, transposed) = if fp8 { ("k32.f32.e4m3.e4m3", "") } else { ("k16.f32.bf16.bf16", ", 0, 0") };
+    instruction(name, kind, transposed, columns)
+}
+
+/// As [`wgmma`] for BF16 numbers, with a second factor whose contiguous dimension is its columns, not K.
+///
+/// # Panics
+/// If `columns` is none of 8, 16, … 256.
+pub fn wgmma_rows(name: &str, columns: u32) -> String {
+    instruction(name, "k16.f32.bf16.bf16", ", 0, 1", columns)
+}
+
+fn instruction(name: &str, kind: &str, transposed: &str, columns: u32) -> String {
     assert!(columns.is_multiple_of(8) && (8..=256).contains(&columns), "wgmma has no {columns} columns");
     let sums = columns / 2;
-    let (kind, transposed) = if fp8 { ("k32.f32.e4m3.e4m3", "") } else { ("k16.f32.bf16.bf16", ", 0, 0") };
     let mut names = String::new();
     let mut places = String::new();
     for i in 0..sums {
@@ -61,7 +73,7 @@ pub fn wgmma(name: &str, fp8: bool, columns: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::wgmma;
+    use super::{wgmma, wgmma_rows};
 
     #[test]
     fn operands_are_numbered_behind_the_sums() {
@@ -74,5 +86,6 @@ mod tests {
             wgmma("wgmma", false, 8)
                 .contains("m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, keep, 1, 1, 0, 0;")
         );
+        assert!(wgmma_rows("wgmma", 8).contains("%4, %5, keep, 1, 1, 0, 1;"));
     }
 }

@@ -33,7 +33,7 @@ pub struct Dense<'a> {
 
 impl Dense<'_> {
     /// Checked lengths, and the number of columns of the table.
-    fn check(&self) -> Result<(Vec<usize>, usize)> {
+    pub(crate) fn check(&self) -> Result<(Vec<usize>, usize)> {
         let &Self { batch, queries, heads, kv_heads, .. } = self;
         demand(kv_heads > 0 && heads.is_multiple_of(kv_heads), "heads", || {
             format!("{heads} can't be divided among {kv_heads} heads of the cache")

@@ -2,13 +2,14 @@
 //!
 //! Inputs, outputs and rules are those of DeepSeek's FlashMLA (<https://github.com/deepseek-ai/FlashMLA>): a key has
 //! 576 numbers, of which the first 512 are the value too; pages hold 64 tokens. Sums are in `f32`. Everything runs on
-//! this machine's processors, on all that the process may use, and gives the same bits with any number of them. There
-//! is no other backend yet.
+//! this machine's processors, on all that the process may use, and gives the same bits with any number of them.
+//! [`cuda`] has decoding for Hopper GPUs; it has not been run on one yet.
 //!
 //! Not here: who owns the cache, and how tokens are chosen for sparse attention.
 #![forbid(unsafe_code)]
 
 mod cache;
+pub mod cuda;
 mod dense;
 mod schedule;
 mod softmax;

@@ -126,6 +126,35 @@ pub struct SparseDecode<'a> {
     pub scale: Option<f32>,
 }
 
+impl SparseDecode<'_> {
+    /// How many of each request's indices count, and the number of columns of `indices`.
+    pub(crate) fn check(&self) -> Result<(Vec<usize>, usize)> {
+        let &Self { batch, queries, heads, .. } = self;
+        let rows = batch * queries;
+        demand_len(self.q.len(), "q", &[batch, queries, heads, WIDTH])?;
+        demand(self.cache.len().is_multiple_of(CACHE_BYTES), "cache", || {
+            format!("{} bytes are no whole number of tokens of {CACHE_BYTES}", self.cache.len())
+        })?;
+        let columns = self.indices.len().checked_div(rows).unwrap_or(0);
+        demand_len(self.indices.len(), "indices", &[batch, queries, columns])?;
+        let counts = counts(self.chosen, batch, columns)?;
+        check_sink(self.sink, heads)?;
+        let tokens = self.cache.len() / CACHE_BYTES;
+        for row in 0..rows {
+            let counted = &self.indices[row * columns..][..counts[row / queries]];
+            let wrong = counted.iter().find(|i| **i < -1 || usize::try_from(**i).is_ok_and(|i| i >= tokens));
+            demand(wrong.is_none(), "indices", || {
+                let (request, query) = (row / queries, row % queries);
+                let index = wrong.copied().unwrap_or(0);
+                format!(
+                    "{index} of request {request}, query {query}, is none of {tokens} tokens, nor -1 for none"
+                )
+            })?;
+        }
+        Ok((counts, columns))
+    }
+}
+
 /// Attention of each query to the cached tokens chosen for it.
 ///
 /// # Errors
@@ -133,27 +162,9 @@ pub struct SparseDecode<'a> {
 pub fn sparse_decode(of: &SparseDecode<'_>) -> Result<Attended> {
     let &SparseDecode { batch, queries, heads, .. } = of;
     let rows = batch * queries;
-    demand_len(of.q.len(), "q", &[batch, queries, heads, WIDTH])?;
-    demand(of.cache.len().is_multiple_of(CACHE_BYTES), "cache", || {
-        format!("{} bytes are no whole number of tokens of {CACHE_BYTES}", of.cache.len())
-    })?;
-    let columns = of.indices.len().checked_div(rows).unwrap_or(0);
-    demand_len(of.indices.len(), "indices", &[batch, queries, columns])?;
-    let counts = counts(of.chosen, batch, columns)?;
-    check_sink(of.sink, heads)?;
+    let (counts, columns) = of.check()?;
     let scale = scale_of(of.scale)?;
-    let tokens = of.cache.len() / CACHE_BYTES;
     let counted = |row: usize| &of.indices[row * columns..][..counts[row / queries]];
-    for row in 0..rows {
-        let wrong = counted(row).iter().find(|i| **i < -1 || usize::try_from(**i).is_ok_and(|i| i >= tokens));
-        demand(wrong.is_none(), "indices", || {
-            let (request, query) = (row / queries, row % queries);
-            let index = wrong.copied().unwrap_or(0);
-            format!(
-                "{index} of request {request}, query {query}, is none of {tokens} tokens, nor -1 for none"
-            )
-        })?;
-    }
     let work = |row: usize| {
         let q = widen(&of.q[row * heads * WIDTH..][..heads * WIDTH]);
         let there = counted(row).iter().filter_map(|i| usize::try_from(*i).ok());

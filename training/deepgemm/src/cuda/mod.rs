@@ -77,8 +77,11 @@ impl Cuda {
         self.device.wait()
     }
 
-    /// A program, compiled, loaded and kept.
-    fn kernel(&self, program: &Program) -> Result<Rc<Kernel>> {
+    /// A program, compiled or from the cache, loaded, and kept; of other crates too.
+    ///
+    /// # Errors
+    /// If it doesn't compile, or can't be loaded.
+    pub fn kernel(&self, program: &Program) -> Result<Rc<Kernel>> {
         if let Some(kernel) = self.kernels.borrow().get(&program.name) {
             return Ok(kernel.clone());
         }
