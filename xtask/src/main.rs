@@ -1,4 +1,4 @@
-//! Tasks of the repository: `cargo xtask tidy|test|kernels|gpu|model|crash|mutants|faults|perf`.
+//! Tasks of the repository: `cargo xtask tidy|test|kernels|gpu|python|model|crash|mutants|faults|perf`.
 //!
 //! It is not part of the product. Every task prints what it does, ends with exit code 0 only if all of it held,
 //! and runs from any folder of the checkout.
@@ -15,6 +15,7 @@ mod model;
 mod mutants;
 mod perf;
 mod process;
+mod python;
 mod suite;
 mod tidy;
 
@@ -54,6 +55,8 @@ enum Task {
     Faults(faults::FaultArgs),
     /// Compiles every GPU kernel, without a GPU, and compares registers and instructions with the manifest.
     Kernels(kernels::KernelArgs),
+    /// Builds the Python wheel and runs its tests.
+    Python,
     /// Compares every GPU kernel with the CPU and measures it; ends with code 3 where there is no Hopper GPU.
     Gpu(gpu::GpuArgs),
     /// Measures the mount and the native client against fio on the same disk.
@@ -80,6 +83,7 @@ fn run(task: Task) -> Result<()> {
         Task::Crash(args) => crash::run(&args),
         Task::Faults(args) => faults::run(&args),
         Task::Kernels(args) => kernels::run(&args),
+        Task::Python => python::run(),
         Task::Gpu(args) => gpu::run(&args),
         Task::Perf(args) => perf::run(&args),
     }

@@ -45,6 +45,7 @@ fn steps() -> Vec<Step> {
             ],
         },
         Step { name: "kernels", commands: vec![cargo(&["run", "--quiet", "-p", "xtask", "--", "kernels"])] },
+        Step { name: "python", commands: vec![cargo(&["run", "--quiet", "-p", "xtask", "--", "python"])] },
         Step {
             name: "simulator",
             commands: vec![

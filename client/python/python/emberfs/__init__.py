@@ -1,0 +1,1 @@
+"""EmberFS for Python: for now the training libraries, ``emberfs.train``."""
