@@ -25,11 +25,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ember-fuse-kernel", &[]),
     ("ember-fuse", &["ember-fuse-kernel", "ember-client", "ember-daemon"]),
     ("ember-cuda", &[]),
-    ("ember-deepep", &[]),
+    ("ember-deepep", &["ember-cuda", "ember-heap", "ember-link", "ember-deepgemm"]),
     ("ember-deepgemm", &["ember-cuda"]),
-    ("ember-dualpipe", &[]),
+    ("ember-dualpipe", &["ember-heap"]),
     ("ember-eplb", &[]),
     ("ember-flashmla", &["ember-deepgemm"]),
+    ("ember-heap", &[]),
+    ("ember-link", &["ember-net", "ember-rt-uring"]),
     ("ember-train", &["ember-dualpipe"]),
 ];
 

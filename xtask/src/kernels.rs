@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 /// Crates that have kernels, and all that they have.
-const CRATES: &[fn() -> Vec<Program>] = &[ember_deepgemm::cuda::programs];
+const CRATES: &[fn() -> Vec<Program>] = &[ember_deepgemm::cuda::programs, ember_deepep::cuda::programs];
 /// Packages that the compiler, its disassembler and nothing else come from. There is no disassembler of 13.0.
 const PACKAGES: &[&str] = &["nvidia-cuda-nvrtc==13.0.88", "nvidia-cuda-nvdisasm==13.2.51"];
 /// The name under which a skip is reported.

@@ -14,6 +14,7 @@ pub mod meta;
 pub mod method;
 pub mod mgmtd;
 mod operation;
+pub mod ranks;
 pub mod storage;
 
 pub use codec::{WireError, decode, encode};

@@ -62,7 +62,7 @@ macro_rules! methods {
 }
 
 use crate::codec::Empty;
-use crate::{admin, handshake, meta, mgmtd, storage};
+use crate::{admin, handshake, meta, mgmtd, ranks, storage};
 
 methods! {
     /// The listener's first frame; its "response" is the hello.
@@ -128,4 +128,7 @@ methods! {
     ReadReplica = 311, Background, storage::ReadReplicaRequest => storage::ReadReplicaResponse;
     /// Has a replica read and checked at once, or asks how far that is.
     ScrubTarget = 312, Background, storage::ScrubRequest => storage::ScrubResponse;
+
+    /// A part of a message from one rank of a training job to another.
+    SendPart = 400, Write, ranks::PartRequest => Empty;
 }

@@ -28,6 +28,7 @@ pub const TARGETS: &[Target] = &[
     ("wire-mgmtd", wire::mgmtd),
     ("wire-meta", wire::meta),
     ("wire-storage", wire::storage),
+    ("wire-ranks", wire::ranks),
     ("net-frames", net::frames),
     ("net-server", net::server),
     ("net-client", net::client),

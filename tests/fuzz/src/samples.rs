@@ -6,7 +6,7 @@ use ember_types::file::{Attributes, Credentials, FileKind};
 use ember_types::*;
 use ember_wire::codec::{Body, Empty};
 use ember_wire::method::{self, Rpc};
-use ember_wire::{encode, handshake, header::Header, meta, mgmtd, storage};
+use ember_wire::{encode, handshake, header::Header, meta, mgmtd, ranks, storage};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
@@ -23,6 +23,7 @@ pub fn of(target: &str) -> io::Result<Vec<Vec<u8>>> {
         "wire-mgmtd" => mgmtd_messages(),
         "wire-meta" => meta_messages(),
         "wire-storage" => storage_messages(),
+        "wire-ranks" => parts(),
         "net-frames" => frames(),
         "net-server" => vec![caller_says(&encode(&read())), Vec::new()],
         "net-client" => vec![listener_says(&encode(&space())), Vec::new()],
@@ -88,6 +89,17 @@ fn handshakes() -> Vec<Vec<u8>> {
         request::<method::Admit>(&welcome),
         request::<method::Ping>(&Empty {}),
     ]
+}
+
+fn parts() -> Vec<Vec<u8>> {
+    let part = ranks::PartRequest {
+        channel: 1,
+        number: 7,
+        total: 40 << 20,
+        offset: 16 << 20,
+        checksum: 0x0f0f_1234,
+    };
+    vec![request::<method::SendPart>(&part), response::<method::SendPart>(&Empty {})]
 }
 
 fn chain() -> Chain {

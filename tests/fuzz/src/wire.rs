@@ -55,6 +55,7 @@ fn message(method: Method, response: bool, bytes: &[u8]) {
         Method::StorageSpace => both::<method::StorageSpace>(response, bytes),
         Method::ReadReplica => both::<method::ReadReplica>(response, bytes),
         Method::ScrubTarget => both::<method::ScrubTarget>(response, bytes),
+        Method::SendPart => both::<method::SendPart>(response, bytes),
     }
 }
 
@@ -96,6 +97,11 @@ pub(crate) fn meta(input: &[u8]) {
 /// Storage's messages, the hot ones among them.
 pub(crate) fn storage(input: &[u8]) {
     service(3, input);
+}
+
+/// Messages between the ranks of a training job.
+pub(crate) fn ranks(input: &[u8]) {
+    service(4, input);
 }
 
 /// A frame header, as it is and with its constants and checksum made right.

@@ -75,6 +75,7 @@ targets! {
     wire_mgmtd = "wire-mgmtd",
     wire_meta = "wire-meta",
     wire_storage = "wire-storage",
+    wire_ranks = "wire-ranks",
     net_frames = "net-frames",
     net_server = "net-server",
     net_client = "net-client",

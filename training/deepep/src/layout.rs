@@ -42,6 +42,15 @@ impl Shape {
             format!("{tokens} tokens of {hidden} numbers on {ranks} ranks are more than memory can hold")
         })
     }
+
+    /// So many lanes for rows that come back.
+    pub(crate) fn check_lanes(&self, lanes: usize) -> Result<()> {
+        let wide = |number: usize| number as u128;
+        let rows = wide(lanes) * wide(self.ranks) * wide(self.tokens);
+        demand(8 * rows * wide(self.ranks) * wide(self.hidden) < 1 << 62, "topk", || {
+            format!("{lanes} rows of {} numbers for each token are more than memory can hold", self.hidden)
+        })
+    }
 }
 
 /// Where the tokens of a rank go.

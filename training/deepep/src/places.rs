@@ -1,22 +1,15 @@
 //! What lies where in a heap, and what ranks tell each other.
 
-use crate::heap::Heap;
 use crate::layout::Shape;
 
 /// Numbers that have one scale.
 pub(crate) const BLOCK: usize = 128;
-/// Results of either kind that may be alive at once.
+/// Calls of either kind whose results may be on their way, or in shared memory, at once.
 pub(crate) const BUFFERS: usize = 2;
-/// Words that say what a group is.
-pub(crate) const WORDS: usize = 8;
 
 /// What ranks tell each other; each from each rank.
 #[derive(Clone, Copy)]
 pub(crate) enum Signal {
-    /// I have mapped the memory, and my words stand there.
-    Joined,
-    /// I have seen that all have.
-    Ready,
     /// My counts of a dispatch stand there.
     Counts,
     /// My tokens of a dispatch stand there.
@@ -29,60 +22,66 @@ pub(crate) enum Signal {
     BackDone(usize),
 }
 
-const SIGNALS: usize = 5 + 2 * BUFFERS;
+/// How many kinds there are.
+pub(crate) const SIGNALS: usize = 3 + 2 * BUFFERS;
 
 impl Signal {
-    pub(crate) fn index(self, ranks: usize, from: usize) -> usize {
-        let kind = match self {
-            Self::Joined => 0,
-            Self::Ready => 1,
-            Self::Counts => 2,
-            Self::Tokens => 3,
-            Self::Back => 4,
-            Self::TokensDone(buffer) => 5 + buffer,
-            Self::BackDone(buffer) => 5 + BUFFERS + buffer,
-        };
-        kind * ranks + from
+    pub(crate) fn kind(self) -> usize {
+        match self {
+            Self::Counts => 0,
+            Self::Tokens => 1,
+            Self::Back => 2,
+            Self::TokensDone(buffer) => 3 + buffer,
+            Self::BackDone(buffer) => 3 + BUFFERS + buffer,
+        }
     }
 }
+
+/// Numbers at the end of a rank's counts: kind of dispatch, and whose places.
+pub(crate) const COUNTS_MORE: usize = 2;
+/// Numbers that go with what comes back: which dispatch, how many rows, how they lie, whether weights come too.
+pub(crate) const BACK_COUNTS: usize = 4;
 
 /// Where things lie in a heap.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Places {
-    pub(crate) words: usize,
-    /// By buffer and sender: tokens to each rank, what kind of dispatch, and whose places.
+    /// Rows of a lane of what comes back.
+    pub(crate) lane: usize,
+    /// By buffer and sender: tokens of each node to each rank here, and more.
     pub(crate) counts: [usize; BUFFERS],
     pub(crate) values: [usize; BUFFERS],
     pub(crate) scales: [usize; BUFFERS],
     pub(crate) chosen: [usize; BUFFERS],
     pub(crate) weights: [usize; BUFFERS],
     pub(crate) sources: [usize; BUFFERS],
-    /// By buffer, and from each rank: how many rows, of which dispatch, and whether weights come with them.
+    /// By buffer and sender.
     pub(crate) back_counts: [usize; BUFFERS],
+    /// By buffer: lanes, each for the rows of a rank, or of the k-th choices.
     pub(crate) back: [usize; BUFFERS],
     pub(crate) back_weights: [usize; BUFFERS],
     pub(crate) bytes: usize,
 }
 
 impl Places {
-    pub(crate) fn new(shape: &Shape) -> Self {
-        let mut end = Heap::signals(SIGNALS * shape.ranks);
+    /// For `here` ranks that share memory, with so many lanes for rows that come back.
+    pub(crate) fn new(shape: &Shape, here: usize, lanes: usize) -> Self {
+        let mut end = 0;
         let mut take = |bytes: usize| {
             let at = end;
             end = (end + bytes).next_multiple_of(64);
             at
         };
-        let mut places = Self { words: take(8 * WORDS), ..Self::default() };
+        let mut places = Self { lane: shape.ranks / here * shape.tokens, ..Self::default() };
         let rows = shape.ranks * shape.tokens;
         for buffer in 0..BUFFERS {
-            places.counts[buffer] = take(4 * shape.ranks * (shape.ranks + 2));
+            places.counts[buffer] = take(4 * here * (shape.ranks + COUNTS_MORE));
             places.values[buffer] = take(2 * rows * shape.hidden);
             places.scales[buffer] = take(4 * rows * shape.hidden.div_ceil(BLOCK));
             places.chosen[buffer] = take(4 * rows * shape.topk);
             places.weights[buffer] = take(4 * rows * shape.topk);
             places.sources[buffer] = take(4 * rows);
-            places.back_counts[buffer] = take(12 * shape.ranks);
-            places.back[buffer] = take(2 * rows * shape.hidden);
+            places.back_counts[buffer] = take(4 * BACK_COUNTS * here);
+            places.back[buffer] = take(2 * lanes * places.lane * shape.hidden);
             places.back_weights[buffer] = take(4 * rows * shape.topk);
         }
         places.bytes = end;

@@ -1,6 +1,6 @@
 //! What is sent.
 
-use crate::layout::Shape;
+use crate::layout::{Shape, layout};
 use crate::places::BLOCK;
 use crate::{Result, demand};
 use half::bf16;
@@ -21,7 +21,7 @@ pub enum Tokens<'a> {
     },
 }
 
-impl Tokens<'_> {
+impl<'a> Tokens<'a> {
     /// Bytes of a number, which also tell the kinds apart.
     pub(crate) fn width(&self) -> usize {
         match self {
@@ -29,13 +29,13 @@ impl Tokens<'_> {
             Self::Fp8 { .. } => 1,
         }
     }
-    pub(crate) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &'a [u8] {
         match self {
             Self::Bf16(values) => values.reinterpret_cast().as_bytes(),
             Self::Fp8 { values, .. } => values,
         }
     }
-    pub(crate) fn scales(&self) -> &[f32] {
+    pub(crate) fn scales(&self) -> &'a [f32] {
         match self {
             Self::Bf16(_) => &[],
             Self::Fp8 { scales, .. } => scales,
@@ -55,6 +55,28 @@ impl Tokens<'_> {
         demand(self.scales().len() == scales, "scales", || {
             format!("there are {}, not the {scales} of {tokens} tokens", self.scales().len())
         })?;
+        let bad = self.scales().iter().position(|scale| !scale.is_finite());
+        demand(bad.is_none(), "scales", || {
+            let at = bad.unwrap_or(0);
+            format!("number {at} is {}, not finite", self.scales()[at])
+        })?;
         Ok(tokens)
     }
+}
+
+/// An error unless `chosen` are the experts of so many tokens.
+pub(crate) fn check_chosen(shape: &Shape, count: usize, chosen: &[i64]) -> Result<()> {
+    let (needed, topk) = (count * shape.topk, shape.topk);
+    demand(chosen.len() == needed, "chosen", || {
+        format!("has {} numbers, not the {needed} of {count} tokens with {topk} experts", chosen.len())
+    })?;
+    layout(chosen, shape).map(drop)
+}
+
+/// An error unless `weights` are those of so many tokens.
+pub(crate) fn check_weights(shape: &Shape, count: usize, weights: &[f32]) -> Result<()> {
+    let (needed, topk) = (count * shape.topk, shape.topk);
+    demand(weights.len() == needed, "weights", || {
+        format!("has {} numbers, not the {needed} of {count} tokens with {topk} experts", weights.len())
+    })
 }

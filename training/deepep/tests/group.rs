@@ -1,82 +1,12 @@
-//! What ranks send each other, as threads and as processes, beside what one process computes.
+//! What ranks send each other, beside what one process computes.
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+mod support;
+
 use ember_deepep::{Combined, EpError, Group, Shape, Tokens, layout};
 use ember_types::layout::SplitMix64;
 use half::bf16;
-use serde::Deserialize;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
-
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// A file that nobody else uses.
-fn path() -> PathBuf {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let folder =
-        if Path::new("/dev/shm").is_dir() { PathBuf::from("/dev/shm") } else { std::env::temp_dir() };
-    folder.join(format!("ember-deepep-{}-{number}", std::process::id()))
-}
-
-/// Runs a thread for each rank.
-fn ranks<T: Send>(shape: Shape, work: impl Fn(&Group) -> T + Sync) -> Vec<T> {
-    let (path, work) = (path(), &work);
-    let all = std::thread::scope(|scope| {
-        let rank = |rank| {
-            let path = path.clone();
-            scope.spawn(move || work(&Group::join(&path, rank, shape, LIMIT).unwrap()))
-        };
-        let threads: Vec<_> = (0..shape.ranks).map(rank).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-    });
-    assert!(!path.exists(), "nothing is left behind");
-    all
-}
-
-struct Random(SplitMix64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0.below(bound as u64) as usize
-    }
-    fn number(&mut self) -> f32 {
-        (self.0.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-    fn bf16(&mut self, count: usize) -> Vec<bf16> {
-        (0..count).map(|_| bf16::from_f32(self.number())).collect()
-    }
-}
-
-/// What a rank has to send.
-#[derive(Clone)]
-struct Input {
-    tokens: Vec<bf16>,
-    chosen: Vec<i64>,
-    weights: Vec<f32>,
-}
-
-fn input(shape: &Shape, rank: usize, round: u64) -> Input {
-    let mut random = Random(SplitMix64(round * 1000 + rank as u64));
-    let count = random.below(shape.tokens + 1);
-    let mut chosen: Vec<i64> = Vec::new();
-    for _ in 0..count {
-        let from = chosen.len();
-        while chosen.len() < from + shape.topk {
-            let id = random.below(shape.experts + 2) as i64 - 2;
-            let id = id.max(-1);
-            if id == -1 || !chosen[from..].contains(&id) {
-                chosen.push(id);
-            }
-        }
-    }
-    let weights = chosen.iter().map(|id| if *id == -1 { 0.0 } else { random.number() }).collect();
-    Input { tokens: random.bf16(count * shape.hidden), chosen, weights }
-}
+use support::{Input, LIMIT, Random, cases, input, path, ranks};
 
 /// Rows that a rank gets: rank, token.
 fn rows(shape: &Shape, inputs: &[Input], to: usize) -> Vec<(usize, usize)> {
@@ -214,71 +144,10 @@ fn fp8_tokens_go_with_their_scales() {
     });
 }
 
-#[derive(Deserialize)]
-struct Cases {
-    cases: Vec<Case>,
-}
-
-#[derive(Deserialize)]
-struct Case {
-    num_scaleup: usize,
-    num_experts: usize,
-    num_topk: usize,
-    hidden: usize,
-    num_max_tokens_per_rank: usize,
-    ranks: Vec<CaseRank>,
-}
-
-#[derive(Deserialize)]
-struct CaseRank {
-    x: Tensor,
-    topk_idx: Vec<Vec<i64>>,
-    topk_weights: Tensor,
-    layout: CaseLayout,
-    recv_x: Tensor,
-    recv_topk_idx: Vec<Vec<i64>>,
-    recv_topk_weights: Tensor,
-    recv_src_token_global_idx: Vec<usize>,
-    num_recv_tokens_per_rank: Vec<usize>,
-    num_recv_tokens_per_local_expert: Vec<u32>,
-}
-
-#[derive(Deserialize)]
-struct CaseLayout {
-    num_tokens_per_rank: Vec<u32>,
-    num_tokens_per_rdma_rank: Vec<u32>,
-    num_tokens_per_expert: Vec<u32>,
-    is_token_in_rank: Vec<Vec<u32>>,
-}
-
-#[derive(Deserialize)]
-struct Tensor {
-    b64: String,
-}
-
-impl Tensor {
-    fn bf16(&self) -> Vec<bf16> {
-        let bytes = STANDARD.decode(&self.b64).unwrap();
-        bytes.chunks(2).map(|x| bf16::from_le_bytes(x.try_into().unwrap())).collect()
-    }
-    fn f32(&self) -> Vec<f32> {
-        let bytes = STANDARD.decode(&self.b64).unwrap();
-        bytes.chunks(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect()
-    }
-}
-
 #[test]
 fn dispatch_gives_what_the_original_gives() {
-    let cases: Cases = serde_json::from_str(include_str!("data/cases.json")).unwrap();
-    assert_eq!(cases.cases.len(), 2);
-    for case in &cases.cases {
-        let shape = Shape {
-            ranks: case.num_scaleup,
-            experts: case.num_experts,
-            hidden: case.hidden,
-            topk: case.num_topk,
-            tokens: case.num_max_tokens_per_rank,
-        };
+    for case in &cases() {
+        let shape = case.shape();
         ranks(shape, |group| {
             let own = &case.ranks[group.rank()];
             let chosen = own.topk_idx.concat();
@@ -349,6 +218,10 @@ fn wrong_arguments_are_named() {
             dispatch(Tokens::Fp8 { values: &bytes, scales: &[1.0] }, &[0, 1, 0, 1], &[0.0; 4]),
             "scales"
         );
+        for scale in &[[f32::NAN], [f32::INFINITY]] {
+            let tokens = Tokens::Fp8 { values: &bytes[..8], scales: scale };
+            assert_eq!(dispatch(tokens, &[0, 1], &[0.0; 2]), "scales");
+        }
         let one = group.dispatch(Tokens::Bf16(&x[..8]), &[0, 1], &[0.5; 2]).unwrap();
         let combine = |rows: &[bf16], weights, biases: &[&[bf16]]| {
             argument(group.combine(rows, weights, one.handle(), biases).unwrap_err())
@@ -436,86 +309,4 @@ fn ranks_that_disagree_are_told() {
         let error = group.dispatch_again(Tokens::Bf16(&x[..64]), handle).err().unwrap().to_string();
         assert!(error.starts_with("handle: it comes from another group"), "{error}");
     });
-}
-
-const CHILD: &str = "EMBER_TEST_DEEPEP";
-
-/// What each process does; a test only by name.
-#[test]
-fn child() {
-    let Ok(text) = std::env::var(CHILD) else { return };
-    let words: Vec<&str> = text.split(' ').collect();
-    let (rank, ranks, stops) = (words[0].parse().unwrap(), words[1].parse().unwrap(), words[2] == "stops");
-    let shape = Shape { ranks, experts: 4 * ranks, hidden: 128, topk: 2, tokens: 16 };
-    let limit = if words[2] == "ends" { LIMIT } else { Duration::from_secs(8) };
-    let group = Group::join(Path::new(words[3]), rank, shape, limit).unwrap();
-    for round in 0.. {
-        let own = input(&shape, rank, round);
-        if stops && round == 3 {
-            println!("\nstopped");
-            std::io::stdin().read_line(&mut String::new()).unwrap();
-        }
-        if !stops && round == 20 && words[2] == "ends" {
-            println!("\ndone");
-            return;
-        }
-        let combined = group.dispatch(Tokens::Bf16(&own.tokens), &own.chosen, &own.weights).and_then(|got| {
-            let back: Vec<bf16> =
-                got.bf16().unwrap().chunks(shape.hidden).flat_map(|row| computed(row, rank)).collect();
-            group.combine(&back, None, got.handle(), &[])
-        });
-        match combined {
-            Ok(combined) => assert_eq!(combined, alone(&shape, &own, &[], false)),
-            Err(error) => {
-                println!("\nerror {error}");
-                return;
-            }
-        }
-    }
-}
-
-fn start(rank: usize, ranks: usize, how: &str, file: &Path) -> Child {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "child", "--nocapture"]);
-    command.env(CHILD, format!("{rank} {ranks} {how} {}", file.display()));
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
-}
-
-/// The line that begins with a word; and the rest, to be held while the child may still print.
-fn line(child: &mut Child, word: &str) -> (String, impl Sized + use<>) {
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let line = lines.find(|line| line.starts_with(word));
-    (line.unwrap_or_else(|| panic!("no line {word}")), lines)
-}
-
-#[test]
-fn processes_exchange_what_one_would() {
-    let file = path();
-    let mut all: Vec<Child> = (0..4).map(|rank| start(rank, 4, "ends", &file)).collect();
-    for child in &mut all {
-        let _rest = line(child, "done");
-        assert!(child.wait().unwrap().success());
-    }
-}
-
-#[test]
-fn a_process_that_dies_is_named_by_the_others() {
-    let file = path();
-    let how = |rank| if rank == 2 { "stops" } else { "goes on" };
-    // A word alone: the path stands behind it.
-    let mut all: Vec<Child> =
-        (0..3).map(|rank| start(rank, 3, &how(rank).replace(' ', "-"), &file)).collect();
-    let _rest = line(&mut all[2], "stopped");
-    all[2].kill().unwrap();
-    all[2].wait().unwrap();
-    for child in &mut all[..2] {
-        let (error, _rest) = line(child, "error");
-        assert!(
-            error.contains("rank 2 has not")
-                || error.contains("rank 0 has not")
-                || error.contains("rank 1 has not"),
-            "{error}"
-        );
-        assert!(child.wait().unwrap().success());
-    }
 }

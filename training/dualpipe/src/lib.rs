@@ -11,15 +11,19 @@
 
 mod draw;
 mod execute;
+mod message;
 mod schedule;
+mod shm;
 mod simulate;
 mod tcp;
 mod transport;
 
 pub use execute::{Feed, Outcome, Rank, RunError, Stage};
+pub use message::Message;
 pub use schedule::{Compute, Kind, Part, Payload, Pipeline, Step, Transfer};
+pub use shm::{Shared, ShmTransport};
 pub use simulate::{Block, Costs, Simulation, Timeline, simulate};
-pub use tcp::{JoinError, Mesh, Message, TcpTransport};
+pub use tcp::{JoinError, Mesh, TcpTransport};
 pub use transport::{Tag, ThreadTransport, Transport, TransportError};
 
 /// What can go wrong.

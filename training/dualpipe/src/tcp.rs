@@ -1,10 +1,9 @@
 //! Ranks that are processes, joined by TCP.
 //!
-//! A connection begins with a greeting from either side: `EMBERDP1`, job, number of ranks, own rank. Then come
-//! messages: payload and module (a byte each), two bytes of zeros, micro-batch, length of the body, body. All numbers
-//! are little-endian. The network is trusted: whoever knows the job's number can join, and nothing is encrypted.
+//! A connection begins with a greeting from either side: `EMBERDP1`, job, number of ranks, own rank, little-endian.
+//! Then come messages. The network is trusted: whoever knows the job's number can join, and nothing is encrypted.
 
-use crate::schedule::{Part, Payload};
+use crate::message::{HEADER, Message, framed, unframed};
 use crate::transport::{Received, Tag, Transport, TransportError, receive};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,41 +13,12 @@ use std::time::{Duration, Instant};
 
 const MAGIC: [u8; 8] = *b"EMBERDP1";
 const GREETING: usize = 24;
-const HEADER: usize = 16;
 /// Pause between two tries to connect or accept.
 const PAUSE: Duration = Duration::from_millis(5);
 /// Longer limits are none.
 const LIMIT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How long somebody who connects may take to greet.
 const GREETING_LIMIT: Duration = Duration::from_secs(5);
-
-/// What can be sent to another process.
-pub trait Message: Sized {
-    /// Appends the bytes.
-    fn encode(&self, out: &mut Vec<u8>);
-    /// What [`Message::encode`] made bytes of; nothing if they are no such message.
-    fn decode(bytes: &[u8]) -> Option<Self>;
-}
-
-impl Message for Vec<f32> {
-    fn encode(&self, out: &mut Vec<u8>) {
-        out.extend(self.iter().flat_map(|x| x.to_le_bytes()));
-    }
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let (numbers, []) = bytes.as_chunks() else { return None };
-        Some(numbers.iter().map(|x| f32::from_le_bytes(*x)).collect())
-    }
-}
-
-impl Message for Vec<f64> {
-    fn encode(&self, out: &mut Vec<u8>) {
-        out.extend(self.iter().flat_map(|x| x.to_le_bytes()));
-    }
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let (numbers, []) = bytes.as_chunks() else { return None };
-        Some(numbers.iter().map(|x| f64::from_le_bytes(*x)).collect())
-    }
-}
 
 /// Why ranks didn't find each other.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +57,9 @@ pub enum JoinError {
         /// The job.
         job: u64,
     },
+    /// The shared memory doesn't work, or a rank of it.
+    #[error(transparent)]
+    Memory(#[from] ember_heap::HeapError),
     /// The listener doesn't work.
     #[error("waiting for other ranks: {0}")]
     Listener(#[from] std::io::Error),
@@ -204,7 +177,7 @@ fn pause() {
 }
 
 #[expect(clippy::disallowed_methods, reason = "ranks of a training job run outside the file system's seam")]
-fn spawn(work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+pub(crate) fn spawn(work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     std::thread::spawn(work)
 }
 
@@ -280,16 +253,9 @@ impl<T: Message + Send + 'static> Peer<T> {
 fn read_message<T: Message>(peer: usize, from: &mut TcpStream) -> Option<Received<T>> {
     let mut header = [0; HEADER];
     from.read_exact(&mut header).ok()?;
-    let [payload, module, 0, 0, c0, c1, c2, c3, length @ ..] = header else {
+    let Some((tag, length)) = unframed(&header) else {
         return Some(Err(TransportError::Damaged { peer }));
     };
-    let payload = match payload {
-        0 => Payload::Activation,
-        1 => Payload::Gradient,
-        _ => return Some(Err(TransportError::Damaged { peer })),
-    };
-    let length = u64::from_le_bytes(length);
-    let part = Part { module: module.into(), chunk: u32::from_le_bytes([c0, c1, c2, c3]) as usize };
     // Memory grows with what comes, not with what is announced.
     let mut body = Vec::new();
     let read = from.take(length).read_to_end(&mut body).ok()?;
@@ -297,7 +263,7 @@ fn read_message<T: Message>(peer: usize, from: &mut TcpStream) -> Option<Receive
         return None;
     }
     let what = T::decode(&body).ok_or(TransportError::Damaged { peer });
-    Some(what.map(|what| (Tag { payload, part }, what)))
+    Some(what.map(|what| (tag, what)))
 }
 
 impl<T: Message> Transport<T> for TcpTransport<T> {
@@ -311,14 +277,8 @@ impl<T: Message> Transport<T> for TcpTransport<T> {
             found.ok_or(TransportError::NoRank { peer })
         };
         for (to, tag, what) in sends {
-            let mut message = vec![tag.payload as u8, tag.part.module as u8, 0, 0];
-            message.extend((tag.part.chunk as u32).to_le_bytes());
-            message.extend([0; 8]);
-            what.encode(&mut message);
-            let length = (message.len() - HEADER) as u64;
-            message[8..HEADER].copy_from_slice(&length.to_le_bytes());
             let out = peer(to)?.out.as_ref();
-            let taken = out.is_some_and(|out| out.send(message).is_ok());
+            let taken = out.is_some_and(|out| out.send(framed(tag, &what)).is_ok());
             if !taken {
                 return Err(TransportError::Ended { peer: to, tag });
             }

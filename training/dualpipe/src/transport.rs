@@ -45,6 +45,14 @@ pub enum TransportError {
         /// What came.
         found: Tag,
     },
+    /// A rank has given up, because of another one or of itself.
+    #[error("rank {peer} has ended because of rank {culprit}: see its error")]
+    GivenUp {
+        /// Which rank.
+        peer: usize,
+        /// The one that it names.
+        culprit: usize,
+    },
     /// What the other rank has sent is no message of this kind.
     #[error(
         "rank {peer} has sent what is no message: all ranks must run the same release and exchange the same type"
