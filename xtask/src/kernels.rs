@@ -10,8 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
-/// Crates that have kernels, and all that they have.
-const CRATES: &[fn() -> Vec<Program>] = &[ember_deepgemm::cuda::programs, ember_deepep::cuda::programs];
+/// Crates that have kernels, and all that they have; then what `cargo xtask gpu` runs.
+const CRATES: &[fn() -> Vec<Program>] = &[
+    || [true, false].map(ember_cuda::ceiling).to_vec(),
+    ember_deepgemm::cuda::programs,
+    ember_deepep::cuda::programs,
+    crate::gpu::programs,
+];
 /// Packages that the compiler, its disassembler and nothing else come from. There is no disassembler of 13.0.
 const PACKAGES: &[&str] = &["nvidia-cuda-nvrtc==13.0.88", "nvidia-cuda-nvdisasm==13.2.51"];
 /// The name under which a skip is reported.
@@ -27,6 +32,9 @@ pub(crate) struct KernelArgs {
     /// Write the manifest instead of comparing with it.
     #[arg(long)]
     write: bool,
+    /// Only compile what `cargo xtask gpu` runs, into that cache, for a machine without the compiler.
+    #[arg(long)]
+    cache: Option<PathBuf>,
 }
 
 /// What is known of a kernel.
@@ -55,7 +63,12 @@ pub(crate) fn run(args: &KernelArgs) -> Result<()> {
         }
     };
     let compiler = Compiler::at(&tools.join("lib/libnvrtc.so.13"))?;
-    let programs: Vec<Program> = CRATES.iter().flat_map(|programs| programs()).collect();
+    if let Some(cache) = &args.cache {
+        return fill(cache, &compiler);
+    }
+    let mut programs: Vec<Program> = CRATES.iter().flat_map(|programs| programs()).collect();
+    programs.sort_by(|a, b| a.name.cmp(&b.name));
+    programs.dedup();
     let rows = compile_all(&programs, &compiler, &tools.join("bin/nvdisasm"), &folder)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
@@ -79,6 +92,14 @@ pub(crate) fn run(args: &KernelArgs) -> Result<()> {
         "{} kernels differ from {MANIFEST}: look at the table, then `cargo xtask kernels --write`",
         differences.len()
     );
+    Ok(())
+}
+
+fn fill(folder: &Path, compiler: &Compiler) -> Result<()> {
+    let cache = Cache::in_folder(folder)?;
+    let programs = crate::gpu::programs();
+    programs.iter().try_for_each(|program| compiler.cubin(program, &cache).map(drop))?;
+    println!("kernels: {} in {}", programs.len(), folder.display());
     Ok(())
 }
 

@@ -8,6 +8,7 @@ mod arrows;
 mod crash;
 mod faults;
 mod fuzz;
+mod gpu;
 mod kernels;
 mod lengths;
 mod model;
@@ -53,6 +54,8 @@ enum Task {
     Faults(faults::FaultArgs),
     /// Compiles every GPU kernel, without a GPU, and compares registers and instructions with the manifest.
     Kernels(kernels::KernelArgs),
+    /// Compares every GPU kernel with the CPU and measures it; ends with code 3 where there is no Hopper GPU.
+    Gpu(gpu::GpuArgs),
     /// Measures the mount and the native client against fio on the same disk.
     Perf(perf::PerfArgs),
 }
@@ -77,6 +80,7 @@ fn run(task: Task) -> Result<()> {
         Task::Crash(args) => crash::run(&args),
         Task::Faults(args) => faults::run(&args),
         Task::Kernels(args) => kernels::run(&args),
+        Task::Gpu(args) => gpu::run(&args),
         Task::Perf(args) => perf::run(&args),
     }
 }

@@ -42,6 +42,15 @@ impl Cache {
         Self::in_folder(&folder)
     }
 
+    /// Whether nothing is kept.
+    ///
+    /// # Errors
+    /// If the directory can't be read.
+    pub fn is_empty(&self) -> Result<bool> {
+        let mut entries = std::fs::read_dir(&self.folder).map_err(|e| failed(&self.folder, &e))?;
+        Ok(entries.next().is_none())
+    }
+
     /// What was kept for a program, compiler and options; nothing if the file is damaged.
     ///
     /// # Errors

@@ -8,10 +8,15 @@ use std::sync::OnceLock;
 const LIBRARY: &str = "libnvrtc.so.13";
 const BUILTINS: &str = "libnvrtc-builtins.so.13.";
 
+/// The version that `cargo xtask kernels` uses, and caches for other machines are made with.
+const VERSION: &str = "13.0";
+
 /// NVIDIA's run-time compiler, version 13.
 #[derive(Clone, Debug)]
 pub struct Compiler {
     version: String,
+    /// Why it can't compile.
+    missing: Option<CudaError>,
 }
 
 /// What came of a program.
@@ -38,7 +43,7 @@ impl Compiler {
             return Self::at(Path::new(&path));
         }
         if ffi::preload(Path::new(LIBRARY)).is_ok() {
-            return Ok(Self { version: ffi::compiler_version()? });
+            return Ok(Self { version: ffi::compiler_version()?, missing: None });
         }
         match candidates().into_iter().find(|path| path.exists()) {
             Some(path) => Self::at(&path),
@@ -60,7 +65,19 @@ impl Compiler {
             }
         }
         ffi::preload(path).map_err(missing)?;
-        Ok(Self { version: ffi::compiler_version()? })
+        Ok(Self { version: ffi::compiler_version()?, missing: None })
+    }
+
+    /// [`Compiler::find`], or without the library what version 13.0 left in a cache, for GPUs on
+    /// machines without NVRTC. What isn't there can't be compiled then.
+    ///
+    /// # Errors
+    /// If NVRTC is missing and the cache is empty.
+    pub fn find_or_cached(cache: &Cache) -> Result<Self> {
+        Self::find().or_else(|why| match cache.is_empty()? {
+            true => Err(why),
+            false => Ok(Self { version: VERSION.to_owned(), missing: Some(why) }),
+        })
     }
 
     /// As in `13.0`.
@@ -73,7 +90,10 @@ impl Compiler {
     /// # Errors
     /// If the source is wrong.
     pub fn compile(&self, program: &Program) -> Result<Compiled> {
-        ffi::compile(program, &options())
+        match &self.missing {
+            Some(why) => Err(why.clone()),
+            None => ffi::compile(program, &options()),
+        }
     }
 
     /// From the cache, or compiled and kept there.

@@ -7,12 +7,14 @@
 #![deny(unsafe_code)]
 
 mod cache;
+mod ceiling;
 mod compile;
 mod ffi;
 mod program;
 pub mod report;
 
 pub use cache::Cache;
+pub use ceiling::ceiling;
 pub use compile::{Compiled, Compiler, candidates};
 pub use ffi::{Arg, Buffer, Device, Element, Kernel, Matrix, Plain, Swizzle, TensorMap};
 pub use program::{Grid, Program, wgmma};

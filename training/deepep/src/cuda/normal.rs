@@ -101,6 +101,10 @@ impl CudaGroup {
     pub fn new(shape: Shape, blocks: usize, limit: Duration) -> Result<Self> {
         Ok(Self { ranks: Ranks::on_gpu(shape, blocks, false, limit)? })
     }
+    /// The group's numbers.
+    pub fn shape(&self) -> &Shape {
+        &self.ranks.shape
+    }
     #[cfg(test)]
     pub(super) fn on(ranks: Ranks) -> Self {
         Self { ranks }

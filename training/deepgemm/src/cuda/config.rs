@@ -179,7 +179,7 @@ impl Config {
             self.stages, self.cluster, self.n, self.k
         );
         let mut source = format!("{HOPPER}{}", super::SCHEDULE);
-        let set: [(&str, u32); 11] = [
+        let set: [(&str, u32); 12] = [
             ("KIND", self.kind as u32),
             ("FP8", u32::from(self.fp8())),
             ("ROW_SCALES", u32::from(self.numbers == Numbers::Fp8Rows)),
@@ -191,6 +191,7 @@ impl Config {
             ("CLUSTER", self.cluster),
             ("N", self.n),
             ("K", self.k),
+            ("SHARED_BYTES", self.shared_bytes()),
         ];
         for (name, value) in set {
             let _ = writeln!(source, "#define {name} {value}u");
@@ -249,7 +250,7 @@ mod tests {
             assert!(config.stages >= STAGES_MIN, "{config:?}");
             assert!(config.shared_bytes() <= SHARED_BYTES_MAX, "{config:?}");
             let blocks = config.blocks(of.m, of.groups, 132);
-            assert!(blocks >= 1 && blocks <= 132 && blocks.is_multiple_of(config.cluster), "{config:?}");
+            assert!((1..=132).contains(&blocks) && blocks.is_multiple_of(config.cluster), "{config:?}");
             let (columns, bytes) = config.slab();
             assert!(config.block_n.is_multiple_of(columns) && [32, 64, 128].contains(&bytes));
             if of.numbers == Numbers::Fp8Blocks {

@@ -1,6 +1,6 @@
 // d = c + a bᵀ, persistent and warp-specialised: warpgroup 0 loads tiles by TMA, the others multiply and store. Set
-// before: KIND, FP8, ROW_SCALES, OUT_F32, WITH_C, BLOCK_M, BLOCK_N, STAGES, CLUSTER, N, K (not if k-grouped), and the
-// function `wgmma` for tiles of 64 by BLOCK_N.
+// before: KIND, FP8, ROW_SCALES, OUT_F32, WITH_C, BLOCK_M, BLOCK_N, STAGES, CLUSTER, N, K (not if k-grouped),
+// SHARED_BYTES, and the function `wgmma` for tiles of 64 by BLOCK_N.
 constexpr u32 WARPGROUPS = BLOCK_M / 64, THREADS = WARPGROUP * (1 + WARPGROUPS);
 constexpr u32 SUMS = BLOCK_N / 2;
 constexpr u32 BLOCK_K = FP8 ? 128 : 64;
@@ -19,6 +19,7 @@ constexpr u32 SA_AT = B_AT + STAGES * B_BYTES, SB_AT = SA_AT + STAGES * SA_BYTES
 constexpr u32 BARRIERS_AT = SB_AT + STAGES * SB_ROOM;
 constexpr u32 LOADED = A_BYTES + B_BYTES + SA_BYTES + SB_BYTES;
 
+static_assert(1024 + BARRIERS_AT + STAGES * 16 == SHARED_BYTES, "as many bytes as the launch asks for");
 static_assert(BLOCK_M == 64 || BLOCK_M == 128, "one or two warpgroups multiply 64 rows each");
 static_assert(BLOCK_N % 16 == 0 && BLOCK_N <= (FP8 ? 160 : 256), "sums must stay in registers");
 static_assert(B_BYTES % 1024 == 0, "tiles must begin at the swizzle's period");
@@ -142,6 +143,7 @@ struct Ring {
 __device__ __forceinline__ void start_products(float (&sums)[SUMS], const Place &in, u32 stage, bool keep) {
     const u64 a = matrix_descriptor(in.shared + A_AT + stage * A_BYTES + in.warpgroup * 64 * 128);
     const u64 b = matrix_descriptor(in.shared + B_AT + stage * B_BYTES);
+    __syncwarp();
     wgmma_begin();
 #pragma unroll
     for (u32 k = 0; k < 4; ++k) wgmma(sums, a + k * 2, b + k * 2, keep || k > 0);
@@ -341,6 +343,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const Place in = {shared, full, empty, threadIdx.x / WARPGROUP - 1, lane,
                           thread / 32 * 16 + lane / 4, lane % 4 * 2};
         consume(of, &map_d, in, rank);
+        __syncwarp();
     }
     // Nobody leaves while the other block may still write to its memory or arrive at its barriers.
     if (CLUSTER > 1) cluster_sync();

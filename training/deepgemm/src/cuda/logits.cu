@@ -1,10 +1,11 @@
 // Logits of an indexer: warpgroup 0 loads keys by TMA, two others multiply 64 keys each with the heads of some queries
 // and add the heads up. Set before: HEADS, WIDTH, SPAN (queries of a block; SPAN * HEADS is 128), CHUNK (keys of a block
-// in 128s), STAGES, and the function `wgmma` for tiles of 64 by 128.
+// in 128s), STAGES, SHARED_BYTES, and the function `wgmma` for tiles of 64 by 128.
 constexpr u32 COLUMNS = SPAN * HEADS, KEYS = 128, SUMS = COLUMNS / 2;
 constexpr u32 QUERIES_BYTES = COLUMNS * 128, KEYS_BYTES = KEYS * 128;
 constexpr u32 BARRIERS_AT = QUERIES_BYTES + STAGES * KEYS_BYTES;
 
+static_assert(1024 + BARRIERS_AT + STAGES * 16 + 8 == SHARED_BYTES, "as many bytes as the launch asks for");
 static_assert(COLUMNS == 128 && HEADS % 8 == 0 && SPAN <= 4, "a thread of four writes the logits of a query");
 static_assert(WIDTH % 32 == 0 && WIDTH <= 128, "a head is a row of shared memory");
 
@@ -25,6 +26,7 @@ __device__ __forceinline__ Seen seen_blocks(const u32 *seen, u32 first_query, u3
 
 __device__ __forceinline__ void multiply_block(float (&part)[SUMS], u32 keys, u32 queries) {
     const u64 a = matrix_descriptor(keys), b = matrix_descriptor(queries);
+    __syncwarp();
     wgmma_begin();
 #pragma unroll
     for (u32 k = 0; k < WIDTH / 32; ++k) wgmma(part, a + k * 2, b + k * 2, k > 0);

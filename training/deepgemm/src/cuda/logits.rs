@@ -14,9 +14,11 @@ const STAGES: u32 = 4;
 
 /// The kernel for queries of so many heads, 32 or 64, of `width` numbers: 32, 64 or 128.
 pub(super) fn program(heads: u32, width: u32) -> Program {
+    let shared_bytes = 1024 + 128 * (COLUMNS + STAGES * KEYS) + 16 * STAGES + 8;
     let set = format!(
         "#define HEADS {heads}u\n#define WIDTH {width}u\n#define SPAN {}u\n\
-         #define CHUNK {CHUNK}u\n#define STAGES {STAGES}u\n",
+         #define CHUNK {CHUNK}u\n#define STAGES {STAGES}u\n\
+         #define SHARED_BYTES {shared_bytes}u\n",
         COLUMNS / heads
     );
     Program {
@@ -25,7 +27,7 @@ pub(super) fn program(heads: u32, width: u32) -> Program {
         source: [HOPPER, &set, &wgmma("wgmma", true, COLUMNS), include_str!("logits.cu")].concat(),
         threads: 384,
         cluster: 1,
-        shared_bytes: 1024 + 128 * (COLUMNS + STAGES * KEYS) + 16 * STAGES + 8,
+        shared_bytes,
         instructions: &["QGMMA", "UTMALDG"],
         registers_max: 168,
     }

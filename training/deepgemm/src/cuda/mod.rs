@@ -50,12 +50,16 @@ impl Cuda {
     /// # Errors
     /// If there is none, or no compiler, or no place for what it makes.
     pub fn new() -> Result<Self> {
-        Ok(Self {
-            device: Device::open(0)?,
-            compiler: Compiler::find()?,
-            cache: Cache::of_user()?,
-            kernels: RefCell::default(),
-        })
+        let (device, cache) = (Device::open(0)?, Cache::of_user()?);
+        let compiler = Compiler::find_or_cached(&cache)?;
+        Ok(Self { device, compiler, cache, kernels: RefCell::default() })
+    }
+    /// TFLOP/s of the tensor cores with FP8 or BF16 numbers and nothing else to do.
+    ///
+    /// # Errors
+    /// If the GPU fails.
+    pub fn measure_products(&self, fp8: bool) -> Result<f64> {
+        self.device.measure_products(fp8, &self.compiler, &self.cache)
     }
     /// Which GPU it is.
     pub fn info(&self) -> &DeviceInfo {
@@ -118,7 +122,7 @@ impl Cuda {
     /// `b[g][n, k]`, where `g` is its group. What `d` has in rows of padding stays.
     ///
     /// # Errors
-    /// If shapes or scales don't fit, or the GPU fails.
+    /// If shapes or scales don't fit, `k` is 0, or the GPU fails.
     pub fn fp8_gemm_nt_contiguous(
         &self,
         a: &Fp8,
@@ -143,7 +147,7 @@ impl Cuda {
     /// `a[g] b[g]ᵀ`; what `d` has behind them stays.
     ///
     /// # Errors
-    /// If shapes or scales don't fit, or the GPU fails.
+    /// If shapes or scales don't fit, `k` is 0, or the GPU fails.
     pub fn fp8_gemm_nt_masked(
         &self,
         a: &Fp8,

@@ -12,28 +12,35 @@ int main(int count, char **names) {
     std::vector<u64> call(words + 2 * ranks);
     if (std::fread(call.data(), 8, words, in) != words) return 3;
     if (std::fread(call.data() + words + ranks, 8, ranks, in) != ranks) return 3;
-    std::vector<std::vector<kernels::Vector>> heaps(ranks, std::vector<kernels::Vector>(bytes / 16));
-    for (u64 rank = 0; rank < ranks; ++rank) {
-        if (std::fread(heaps[rank].data(), 1, bytes, in) != bytes) return 3;
-        call[words + rank] = reinterpret_cast<u64>(heaps[rank].data());
-    }
+    void *const memory =
+        mmap(nullptr, ranks * bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED || std::fread(memory, 1, ranks * bytes, in) != ranks * bytes) return 3;
+    for (u64 rank = 0; rank < ranks; ++rank) call[words + rank] = reinterpret_cast<u64>(memory) + rank * bytes;
     std::fclose(in);
     void (*const all[])(const kernels::Call *) = {kernels::dispatch, kernels::combine, kernels::low_dispatch,
                                                   kernels::low_combine};
     const auto *of = reinterpret_cast<const kernels::Call *>(call.data());
-    std::vector<std::thread> blocks;
     for (u64 i = 0; i < head[1]; ++i) {
         if (i / (head[1] / ranks) == head[4]) continue;
-        blocks.emplace_back([&, i] {
-            kernels::number_of_block = kernels::u32(i);
-            all[head[0]](of);
-        });
+        const pid_t block = fork();
+        if (block < 0) return 5;
+        if (block > 0) continue;
+        kernels::number_of_block = kernels::u32(i);
+        std::vector<std::thread> threads;
+        for (kernels::u32 thread = 0; thread < kernels::THREADS; ++thread) {
+            threads.emplace_back([&, thread] {
+                kernels::number_of_thread = thread;
+                all[head[0]](of);
+            });
+        }
+        for (auto &thread : threads) thread.join();
+        _exit(0);
     }
-    for (auto &block : blocks) block.join();
+    for (int status; wait(&status) > 0;) {
+        if (status != 0) return 6;
+    }
     std::FILE *out = std::fopen(names[2], "wb");
     if (!out) return 4;
-    for (const auto &heap : heaps) {
-        if (std::fwrite(heap.data(), 1, bytes, out) != bytes) return 4;
-    }
+    if (std::fwrite(memory, 1, ranks * bytes, out) != ranks * bytes) return 4;
     return std::fclose(out) == 0 ? 0 : 4;
 }

@@ -1,5 +1,10 @@
-// Other meanings of what the kernels need of a GPU, for processors: a block is a thread, with one lane.
-#include <atomic>
+// Other meanings of what the kernels need of a GPU, for processors: a thread is a thread, and a block a process, so that
+// what its threads share is a variable. Set before: LANES_OF_WARP, WARPS_OF_BLOCK.
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <barrier>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -14,26 +19,60 @@ using u32 = unsigned int;
 using u64 = unsigned long long;
 
 #define INLINE inline
-#define SHARED static thread_local
+#define SHARED static
 #define KERNEL void
 #define UNROLL
 
-constexpr u32 LANES = 1, WARPS = 1, THREADS = 1;
+constexpr u32 LANES = LANES_OF_WARP, WARPS = WARPS_OF_BLOCK, THREADS = LANES * WARPS;
 
-inline thread_local u32 number_of_block;
+inline u32 number_of_block;
+inline thread_local u32 number_of_thread;
 inline u32 block() { return number_of_block; }
-inline u32 thread() { return 0; }
-inline void sync_block() {}
-inline void sync_warp() {}
-inline bool any_in_block(bool holds) { return holds; }
-inline u32 ballot(bool holds) { return holds; }
+inline u32 thread() { return number_of_thread; }
+
+// Lanes that don't meet at the same call wait for ever: the test's limit ends that.
+struct Meeting {
+    std::barrier<> barrier{LANES};
+    float numbers[LANES];
+    u32 bits[LANES];
+};
+inline std::barrier<> of_block{THREADS};
+inline Meeting of_warps[WARPS];
+inline bool of_threads[THREADS];
+
+inline void sync_block() { of_block.arrive_and_wait(); }
+inline void sync_warp() { of_warps[thread() / LANES].barrier.arrive_and_wait(); }
+inline bool any_in_block(bool holds) {
+    of_threads[thread()] = holds;
+    sync_block();
+    bool any = false;
+    for (const bool one : of_threads) any |= one;
+    sync_block();
+    return any;
+}
+inline u32 ballot(bool holds) {
+    Meeting &warp = of_warps[thread() / LANES];
+    warp.bits[thread() % LANES] = holds;
+    sync_warp();
+    u32 all = 0;
+    for (u32 lane = 0; lane < LANES; ++lane) all |= warp.bits[lane] << lane;
+    sync_warp();
+    return all;
+}
 inline u32 ones(u32 bits) { return u32(__builtin_popcount(bits)); }
 inline u32 lowest(u32 bits) { return u32(__builtin_ctz(bits)); }
-inline float greatest_in_warp(float x) { return x; }
+inline float greatest_in_warp(float x) {
+    Meeting &warp = of_warps[thread() / LANES];
+    warp.numbers[thread() % LANES] = x;
+    sync_warp();
+    for (const float other : warp.numbers) x = x < other ? other : x;
+    sync_warp();
+    return x;
+}
 
 inline u32 load_acquire(const u32 *from) { return __atomic_load_n(from, __ATOMIC_ACQUIRE); }
 inline void store_release(u32 *to, u32 x) { __atomic_store_n(to, x, __ATOMIC_RELEASE); }
-inline void add_shared(u32 *to, u32 x) { *to += x; }
+inline void add_shared(u32 *to, u32 x) { __atomic_fetch_add(to, x, __ATOMIC_RELAXED); }
 inline void set_once(u64 *to, u64 x) {
     u64 nothing = 0;
     __atomic_compare_exchange_n(to, &nothing, x, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
@@ -42,7 +81,7 @@ inline u64 now_ns() {
     using namespace std::chrono;
     return u64(duration_cast<nanoseconds>(steady_clock::now().time_since_epoch()).count());
 }
-inline void rest() { std::this_thread::yield(); }
+inline void rest() { std::this_thread::sleep_for(std::chrono::microseconds(200)); }
 
 inline float bits_float(u32 bits) {
     float x;

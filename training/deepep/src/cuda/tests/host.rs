@@ -6,6 +6,8 @@ use super::super::{COMBINE, DISPATCH, LOW, RANKS, places};
 use super::path;
 use crate::{Result, Shape};
 use ember_cuda::Program;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 use std::rc::Rc;
@@ -20,11 +22,12 @@ struct Host {
     missing: Option<usize>,
 }
 
-/// Ranks whose blocks are threads; nothing, and a note, without a compiler for C++.
+/// Ranks with so many blocks each, of so many warps with so many lanes, which are threads; nothing, and a note, without
+/// a compiler for C++.
 pub(super) fn ranks(
     test: &str,
     shape: Shape,
-    blocks: usize,
+    [blocks, lanes, warps]: [usize; 3],
     low: bool,
     missing: Option<usize>,
 ) -> Option<Ranks> {
@@ -33,9 +36,10 @@ pub(super) fn ranks(
         return None;
     }
     thread_local! {
-        static PROGRAM: Rc<Compiled> = Rc::new(Compiled::new());
+        static PROGRAMS: RefCell<BTreeMap<[usize; 2], Rc<Compiled>>> = RefCell::default();
     }
-    let program = PROGRAM.with(Rc::clone);
+    let make = || Rc::new(Compiled::new(lanes, warps));
+    let program = PROGRAMS.with(|all| all.borrow_mut().entry([lanes, warps]).or_insert_with(make).clone());
     let heaps = vec![vec![0; places::Places::new(&shape, blocks, low).bytes]; shape.ranks];
     let limit = Duration::from_millis(if missing.is_some() { 200 } else { 60_000 });
     Some(Ranks::on(Box::new(Host { program, heaps, missing }), shape, blocks, low, limit))
@@ -45,20 +49,21 @@ pub(super) fn ranks(
 struct Compiled(PathBuf);
 
 impl Compiled {
-    fn new() -> Self {
+    fn new(lanes: usize, warps: usize) -> Self {
         let (source, program) = (path().with_extension("cpp"), path());
         let parts =
             [include_str!("host.h"), places::AREAS, RANKS, DISPATCH, COMBINE, LOW, include_str!("host.cpp")];
         std::fs::write(&source, parts.concat()).unwrap();
         let mut compile = Command::new("g++");
+        compile.args([format!("-DLANES_OF_WARP={lanes}"), format!("-DWARPS_OF_BLOCK={warps}")]);
         compile.args([
-            "-std=c++17",
+            "-std=c++20",
             "-O1",
             "-ffp-contract=off",
+            "-pthread",
             "-Wall",
             "-Wextra",
             "-Werror",
-            "-pthread",
             "-o",
         ]);
         let done = compile.arg(&program).arg(&source).output().unwrap();

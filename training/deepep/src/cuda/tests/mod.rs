@@ -1,4 +1,4 @@
-//! The kernels' source, compiled for processors, beside [`Group`]: a block is a thread there.
+//! The kernels' source, compiled for processors, beside [`Group`].
 
 mod host;
 
@@ -101,13 +101,18 @@ fn computed(rows: usize, rank: usize, shape: &Shape) -> Vec<bf16> {
 
 #[test]
 fn kernels_give_the_bits_of_processes() {
-    for (ranks_, blocks, hidden, tokens) in
-        [(1, 1, 16, 3), (2, 3, 272, 9), (3, 1, 128, 40), (4, 5, 144, 13), (8, 2, 64, 21)]
-    {
-        let shape = Shape { ranks: ranks_, experts: 3 * ranks_, hidden, topk: 3, tokens };
-        let Some(machine) = ranks("kernels_give_the_bits_of_processes", shape, blocks, false, None) else {
-            return;
-        };
+    let name = "kernels_give_the_bits_of_processes";
+    // Ranks; blocks of a rank, lanes of a warp, warps of a block; numbers of a token, tokens.
+    let cases = [
+        (1, [1, 4, 2], 16, 3),
+        (2, [3, 32, 2], 272, 37),
+        (3, [1, 4, 2], 128, 14),
+        (4, [5, 4, 2], 144, 13),
+        (8, [2, 4, 2], 64, 21),
+    ];
+    for (number, threads, hidden, tokens) in cases {
+        let shape = Shape { ranks: number, experts: 3 * number, hidden, topk: 3, tokens };
+        let Some(machine) = ranks(name, shape, threads, false, None) else { return };
         let mut group = CudaGroup::on(machine);
         for round in 0..4 {
             check_normal(&mut group, shape, round);
@@ -186,10 +191,12 @@ fn values(halves: Option<&[bf16]>, eighths: Option<(&[u8], &[f32])>) -> Values {
 
 #[test]
 fn low_latency_kernels_give_the_bits_of_processes() {
-    for (ranks_, blocks, hidden, tokens) in [(1, 2, 16, 3), (2, 3, 272, 9), (3, 1, 128, 33), (8, 2, 144, 7)] {
-        let shape = Shape { ranks: ranks_, experts: 3 * ranks_, hidden, topk: 3, tokens };
-        let name = "low_latency_kernels_give_the_bits_of_processes";
-        let Some(machine) = ranks(name, shape, blocks, true, None) else { return };
+    let name = "low_latency_kernels_give_the_bits_of_processes";
+    let cases =
+        [(1, [2, 4, 2], 16, 3), (2, [3, 32, 2], 272, 37), (3, [1, 4, 2], 128, 9), (8, [2, 4, 2], 144, 7)];
+    for (number, threads, hidden, tokens) in cases {
+        let shape = Shape { ranks: number, experts: 3 * number, hidden, topk: 3, tokens };
+        let Some(machine) = ranks(name, shape, threads, true, None) else { return };
         let mut group = CudaLow::on(machine);
         for (round, cast) in
             [Cast::Bf16, Cast::Fp8(ScaleFormat::F32), Cast::Fp8(ScaleFormat::Ue8m0), Cast::Bf16]
@@ -236,13 +243,17 @@ fn a_rank_that_does_not_run_is_named() {
         .iter()
         .map(|own| Sent { tokens: own.tokens(false), chosen: &own.chosen, weights: &own.weights })
         .collect();
-    let Some(machine) = ranks("a_rank_that_does_not_run_is_named", shape, 2, false, Some(1)) else { return };
+    let Some(machine) = ranks("a_rank_that_does_not_run_is_named", shape, [2, 4, 2], false, Some(1)) else {
+        return;
+    };
     let mut group = CudaGroup::on(machine);
     let error = group.dispatch(&sent).unwrap_err();
     assert!(matches!(error, EpError::Late { rank: 1, .. }), "{error}");
     assert!(error.to_string().contains("said how many tokens it sends"), "{error}");
     assert!(matches!(group.dispatch(&sent).unwrap_err(), EpError::Ended(_)));
-    let Some(machine) = ranks("a_rank_that_does_not_run_is_named", shape, 2, true, Some(2)) else { return };
+    let Some(machine) = ranks("a_rank_that_does_not_run_is_named", shape, [2, 4, 2], true, Some(2)) else {
+        return;
+    };
     let mut group = CudaLow::on(machine);
     let sent: Vec<(&[bf16], &[i64])> = inputs.iter().map(|own| (&own.x[..], &own.chosen[..])).collect();
     let error = group.dispatch(&sent, Cast::Bf16).unwrap_err();
@@ -252,7 +263,7 @@ fn a_rank_that_does_not_run_is_named() {
 #[test]
 fn wrong_arguments_are_named() {
     let shape = Shape { ranks: 2, experts: 4, hidden: 16, topk: 2, tokens: 3 };
-    let Some(machine) = ranks("wrong_arguments_are_named", shape, 1, false, None) else { return };
+    let Some(machine) = ranks("wrong_arguments_are_named", shape, [1, 4, 2], false, None) else { return };
     let mut group = CudaGroup::on(machine);
     let (x, chosen, weights, scale) = (vec![bf16::ONE; 16], [0i64, 3], [1.0f32; 2], [1.0f32]);
     let good = Sent { tokens: Tokens::Bf16(&x), chosen: &chosen, weights: &weights };
