@@ -16,7 +16,21 @@ INLINE void send(const Group &g) {
     }
 }
 
+// The sums of a token's weights.
+INLINE void add_weights(const Group &g, u32 t, const int *places) {
+    for (u32 k = g.lane; k < g.topk; k += LANES) {
+        float weight = 0;
+        for (u32 of = 0; of < g.ranks; ++of) {
+            if (places[of] < 0) continue;
+            weight = sum(weight, g.own<float>(BackWeights)[(u64(of) * g.tokens + t) * g.topk + k]);
+        }
+        g.own<float>(OutWeights)[u64(t) * g.topk + k] = weight;
+    }
+}
+
 KERNEL combine(const Call *call) {
+    // Of each warp's token: its biases, then what has come back.
+    SHARED const Vector *rows[WARPS][2 + TOPK_MAX];
     const Group g(call);
     send(g);
     g.tell(BackFlags);
@@ -24,25 +38,23 @@ KERNEL combine(const Call *call) {
     const u32 vectors = g.hidden / 8, biases = u32(call->biases);
     for (u32 t = g.from + g.warp; t < g.to; t += WARPS) {
         const int *places = g.own<int>(Places, u64(t) * g.ranks);
+        u32 n = 0;
+        for (u32 i = 0; i < biases; ++i, ++n) {
+            if (g.lane == 0) rows[g.warp][n] = g.own<Vector>(Biases, (u64(i) * g.tokens + t) * vectors);
+        }
+        for (u32 of = 0; of < g.ranks; ++of) {
+            if (places[of] < 0) continue;
+            if (g.lane == 0) rows[g.warp][n] = g.own<Vector>(Back, (u64(of) * g.tokens + t) * vectors);
+            ++n;
+        }
+        sync_warp();
+        Vector *out = g.own<Vector>(Out, u64(t) * vectors);
         for (u32 at = g.lane; at < vectors; at += LANES) {
             Sums sums{};
-            for (u32 i = 0; i < biases; ++i) {
-                sums.add(g.own<Vector>(Biases)[(u64(i) * g.tokens + t) * vectors + at]);
-            }
-            for (u32 of = 0; of < g.ranks; ++of) {
-                if (places[of] < 0) continue;
-                sums.add(g.own<Vector>(Back)[(u64(of) * g.tokens + t) * vectors + at]);
-            }
-            g.own<Vector>(Out)[u64(t) * vectors + at] = sums.round();
+            for (u32 i = 0; i < n; ++i) sums.add(rows[g.warp][i][at]);
+            out[at] = sums.round();
         }
-        if (!(g.mode & WITH_WEIGHTS)) continue;
-        for (u32 k = g.lane; k < g.topk; k += LANES) {
-            float weight = 0;
-            for (u32 of = 0; of < g.ranks; ++of) {
-                if (places[of] < 0) continue;
-                weight = sum(weight, g.own<float>(BackWeights)[(u64(of) * g.tokens + t) * g.topk + k]);
-            }
-            g.own<float>(OutWeights)[u64(t) * g.topk + k] = weight;
-        }
+        if (g.mode & WITH_WEIGHTS) add_weights(g, t, places);
+        sync_warp();
     }
 }

@@ -119,6 +119,9 @@ KERNEL low_dispatch(const Call *call) {
 
 #ifndef ONLY_LOW_DISPATCH
 KERNEL low_combine(const Call *call) {
+    // Of each warp's token: what has come back, and its weights.
+    SHARED const Vector *rows[WARPS][TOPK_MAX];
+    SHARED float weights[WARPS][TOPK_MAX];
     const Group g(call);
     const u32 vectors = g.hidden / 8;
     for (u32 pair = g.part; pair < g.local * g.ranks; pair += g.blocks) {
@@ -135,15 +138,23 @@ KERNEL low_combine(const Call *call) {
     if (!g.wait(BackFlags, LATE_BACK)) return;
     for (u32 t = g.from + g.warp; t < g.to; t += WARPS) {
         const int *chosen = g.own<int>(XChosen, u64(t) * g.topk);
-        const float *weights = g.own<float>(XWeights, u64(t) * g.topk);
+        u32 n = 0;
+        for (u32 k = 0; k < g.topk; ++k) {
+            if (chosen[k] < 0) continue;
+            if (g.lane == 0) {
+                rows[g.warp][n] = g.own<Vector>(Back, (u64(k) * g.tokens + t) * vectors);
+                weights[g.warp][n] = *g.own<float>(XWeights, u64(t) * g.topk + k);
+            }
+            ++n;
+        }
+        sync_warp();
+        Vector *out = g.own<Vector>(Out, u64(t) * vectors);
         for (u32 at = g.lane; at < vectors; at += LANES) {
             Sums sums{};
-            for (u32 k = 0; k < g.topk; ++k) {
-                if (chosen[k] < 0) continue;
-                sums.add(g.own<Vector>(Back)[(u64(k) * g.tokens + t) * vectors + at], weights[k]);
-            }
-            g.own<Vector>(Out)[u64(t) * vectors + at] = sums.round();
+            for (u32 i = 0; i < n; ++i) sums.add(rows[g.warp][i][at], weights[g.warp][i]);
+            out[at] = sums.round();
         }
+        sync_warp();
     }
 }
 #endif

@@ -1,10 +1,10 @@
 // Other meanings of what the kernels need of a GPU, for processors: a thread is a thread, and a block a process, so that
 // what its threads share is a variable. Set before: LANES_OF_WARP, WARPS_OF_BLOCK.
+#include <pthread.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <barrier>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -30,18 +30,23 @@ inline thread_local u32 number_of_thread;
 inline u32 block() { return number_of_block; }
 inline u32 thread() { return number_of_thread; }
 
+struct Barrier {
+    pthread_barrier_t barrier;
+    explicit Barrier(u32 threads) { pthread_barrier_init(&barrier, nullptr, threads); }
+    void wait() { pthread_barrier_wait(&barrier); }
+};
 // Lanes that don't meet at the same call wait for ever: the test's limit ends that.
 struct Meeting {
-    std::barrier<> barrier{LANES};
+    Barrier barrier{LANES};
     float numbers[LANES];
     u32 bits[LANES];
 };
-inline std::barrier<> of_block{THREADS};
+inline Barrier of_block{THREADS};
 inline Meeting of_warps[WARPS];
 inline bool of_threads[THREADS];
 
-inline void sync_block() { of_block.arrive_and_wait(); }
-inline void sync_warp() { of_warps[thread() / LANES].barrier.arrive_and_wait(); }
+inline void sync_block() { of_block.wait(); }
+inline void sync_warp() { of_warps[thread() / LANES].barrier.wait(); }
 inline bool any_in_block(bool holds) {
     of_threads[thread()] = holds;
     sync_block();

@@ -57,7 +57,7 @@ impl Compiled {
         let mut compile = Command::new("g++");
         compile.args([format!("-DLANES_OF_WARP={lanes}"), format!("-DWARPS_OF_BLOCK={warps}")]);
         compile.args([
-            "-std=c++20",
+            "-std=c++17",
             "-O1",
             "-ffp-contract=off",
             "-pthread",
