@@ -31,8 +31,9 @@ INLINE void count(const Group &g) {
     }
 }
 
-// The places and counts of an earlier dispatch.
+// The places and counts of an earlier dispatch. They are there already if its buffer is the one to be filled.
 INLINE void recall(const Group &g) {
+    if (g.own<u32>(Counts) == g.own<u32>(OldCounts)) return;
     for (u64 i = u64(g.from) * g.ranks + thread(); i < u64(g.to) * g.ranks; i += THREADS) {
         g.own<int>(Places)[i] = g.own<int>(OldPlaces)[i];
     }

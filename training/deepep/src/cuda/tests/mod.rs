@@ -156,13 +156,18 @@ fn check_normal(group: &mut CudaGroup, shape: Shape, round: u64) {
         assert_eq!((got.rows(rank), got.per_expert(rank)), (expected.3.len(), &expected.4[..]));
         rows.push(computed(got.rows(rank), rank, &shape));
     }
-    // The same tokens again, and rows that come back by either result.
+    // The same tokens again: into the other buffer, and into the one of the first result.
     let tokens: Vec<Tokens<'_>> = inputs.iter().map(|own| own.tokens(fp8)).collect();
     let again = group.dispatch_again(&tokens, &got).unwrap();
+    let third = group.dispatch_again(&tokens, &got).unwrap();
+    assert!(group.received(&got, 0).unwrap_err().to_string().starts_with("of: 2 dispatches"));
     for (rank, expected) in expected.iter().enumerate() {
-        let received = group.received(&again, rank).unwrap();
-        assert_eq!((&received.values, &received.sources), (&expected.0, &expected.3));
-        assert!(received.chosen.is_empty() && received.weights.is_empty() && received.per_expert.is_empty());
+        for by in [&again, &third] {
+            let received = group.received(by, rank).unwrap();
+            assert_eq!((&received.values, &received.sources), (&expected.0, &expected.3));
+            let more = (received.chosen.len(), received.weights.len(), received.per_expert.len());
+            assert_eq!(more, (0, 0, 0));
+        }
     }
     let back: Vec<Back<'_>> = (0..shape.ranks)
         .map(|rank| Back {
@@ -171,7 +176,7 @@ fn check_normal(group: &mut CudaGroup, shape: Shape, round: u64) {
             biases: &biases[rank],
         })
         .collect();
-    for by in [&got, &again] {
+    for by in [&again, &third] {
         let combined = group.combine(&back, by).unwrap();
         let expected: Vec<&Combined> = expected.iter().map(|expected| &expected.5).collect();
         assert_eq!(combined.ranks.iter().collect::<Vec<_>>(), expected);
