@@ -26,7 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ember-fuse-kernel", &[]),
     ("ember-fuse", &["ember-fuse-kernel", "ember-client", "ember-daemon"]),
     ("ember-cuda", &[]),
-    ("ember-deepep", &["ember-heap", "ember-link", "ember-deepgemm"]),
+    ("ember-deepep", &["ember-cuda", "ember-heap", "ember-link", "ember-deepgemm"]),
     ("ember-deepgemm", &["ember-cuda"]),
     ("ember-dualpipe", &["ember-heap"]),
     ("ember-eplb", &[]),

@@ -1,6 +1,8 @@
 //! `cargo xtask gpu`: where there is a Hopper GPU, compares every kernel with the CPU and measures it beside what the
 //! GPU can do at most, in one run. Ends with exit code 3 if there is none.
 
+mod ranks;
+
 use crate::process::{output, root};
 use anyhow::{Context, Result, ensure};
 use ember_cuda::{Backend, Program};
@@ -108,6 +110,7 @@ pub(crate) fn programs() -> Vec<Program> {
         CASES.iter().map(|case| Config::choose(&case.problem(), PROCESSORS).program()).collect();
     all.extend(others);
     all.extend([true, false].map(ember_cuda::ceiling));
+    all.extend(ember_deepep::cuda::programs());
     all
 }
 
@@ -326,6 +329,25 @@ fn quantise(gpu: &Cuda, shape: [usize; 2], format: ScaleFormat) -> Result<Found>
     Ok(Found { difference: Some(0.0), seconds, operations: 0.0, bytes: (3 * shape[0] * shape[1]) as f64 })
 }
 
+/// Of all cases: name, what was found, and the ceiling of its instructions.
+fn rows(gpu: &Cuda, fp8_most: f64, bf16_most: f64) -> Vec<(String, Result<Found>, f64)> {
+    let mut rows = Vec::new();
+    for case in CASES {
+        let found = if case.1 == Numbers::Bf16 { bf16(gpu, case) } else { fp8(gpu, case) };
+        rows.push((case.name(), found, if case.1 == Numbers::Bf16 { bf16_most } else { fp8_most }));
+    }
+    for &shape in INDEXERS {
+        rows.push((format!("logits {shape:?}"), logits(gpu, shape), fp8_most));
+    }
+    for &shape in QUANTISED {
+        for format in [ScaleFormat::F32, ScaleFormat::Ue8m0] {
+            rows.push((format!("per_token {shape:?} {format:?}"), quantise(gpu, shape, format), fp8_most));
+        }
+    }
+    rows.extend(ranks::all().into_iter().map(|(name, found)| (name, found, fp8_most)));
+    rows
+}
+
 /// Compares, measures, prints, and writes the page.
 pub(crate) fn run(args: &GpuArgs) -> Result<()> {
     let gpu = match Cuda::new() {
@@ -337,19 +359,7 @@ pub(crate) fn run(args: &GpuArgs) -> Result<()> {
     };
     let copy = gpu.device().measure_copy()?;
     let [fp8_most, bf16_most] = [gpu.measure_products(true)?, gpu.measure_products(false)?];
-    let mut rows = Vec::new();
-    for case in CASES {
-        let found = if case.1 == Numbers::Bf16 { bf16(&gpu, case) } else { fp8(&gpu, case) };
-        rows.push((case.name(), found, if case.1 == Numbers::Bf16 { bf16_most } else { fp8_most }));
-    }
-    for &shape in INDEXERS {
-        rows.push((format!("logits {shape:?}"), logits(&gpu, shape), fp8_most));
-    }
-    for &shape in QUANTISED {
-        for format in [ScaleFormat::F32, ScaleFormat::Ue8m0] {
-            rows.push((format!("per_token {shape:?} {format:?}"), quantise(&gpu, shape, format), fp8_most));
-        }
-    }
+    let rows = rows(&gpu, fp8_most, bf16_most);
     let mut table = String::from(
         "| kernel | differs from the CPU | time | TFLOP/s | of the ceiling | GB/s | of the copy |\n\
          |---|---|---|---|---|---|---|\n",
@@ -385,7 +395,9 @@ pub(crate) fn run(args: &GpuArgs) -> Result<()> {
          - Ceilings in the same run: {copy:.0} GB/s copied within its memory, read and written; matrix instructions\n  \
          alone {fp8_most:.0} TFLOP/s with FP8 and {bf16_most:.0} with BF16.\n\
          - Times are of launches queued ten at a time, the best of five; where the host is slower than the GPU,\n  \
-         its own.\n\n{table}",
+         its own.\n\
+         - Ranks of deepep are parts of this GPU: what they move goes through its memory (HBM), not over NVLink;\n  \
+         their times are of single launches, the best of five.\n\n{table}",
         info.name,
         info.processors,
         info.driver / 1000,

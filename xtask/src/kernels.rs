@@ -14,6 +14,7 @@ use std::sync::Mutex;
 const CRATES: &[fn() -> Vec<Program>] = &[
     || [true, false].map(ember_cuda::ceiling).to_vec(),
     ember_deepgemm::cuda::programs,
+    ember_deepep::cuda::programs,
     ember_flashmla::cuda::programs,
     crate::gpu::programs,
 ];

@@ -10,6 +10,8 @@
 //!   memory beyond them. What a kernel does with device memory can't touch the host's: none is mapped.
 #![allow(unsafe_code)]
 
+mod parts;
+
 use crate::{CudaError, DeviceInfo, Grid, Program, Result, demand};
 use cudarc::driver::sys::{self as cu, is_culib_present};
 use cudarc::driver::{DriverError, result as driver};
@@ -545,6 +547,10 @@ impl Kernel {
     /// # Errors
     /// If the arguments aren't the kernel's, or the driver refuses the launch.
     pub fn launch(&self, grid: Grid, args: &[Arg]) -> Result<()> {
+        self.start(grid, args, cu::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION)
+    }
+
+    fn start(&self, grid: Grid, args: &[Arg], id: cu::CUlaunchAttributeID) -> Result<()> {
         let sizes: Vec<usize> = args.iter().map(Arg::size).collect();
         demand(sizes == self.parameters, "args", || {
             format!("{} wants arguments of {:?} bytes, not {sizes:?}", self.program.name, self.parameters)
@@ -556,11 +562,11 @@ impl Kernel {
         self.context.enter()?;
         let mut pointers: Vec<*mut c_void> = args.iter().map(arg_pointer).collect();
         let shape = cu::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 };
-        let mut attribute = cu::CUlaunchAttribute {
-            id: cu::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-            pad: [0; 4],
-            value: cu::CUlaunchAttributeValue { clusterDim: shape },
-        };
+        let mut value = cu::CUlaunchAttributeValue { clusterDim: shape };
+        if id == cu::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE {
+            value = cu::CUlaunchAttributeValue { cooperative: 1 };
+        }
+        let mut attribute = cu::CUlaunchAttribute { id, pad: [0; 4], value };
         let config = cu::CUlaunchConfig {
             gridDimX: grid.x,
             gridDimY: grid.y,

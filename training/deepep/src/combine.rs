@@ -59,6 +59,21 @@ impl Back<'_> {
     }
 }
 
+pub(crate) fn check_rows(rows: &[bf16], count: usize, hidden: usize) -> Result<()> {
+    demand(rows.len() == count * hidden, "rows", || {
+        format!("has {} numbers, not the {} of {count} rows", rows.len(), count * hidden)
+    })
+}
+/// Biases of `needed` numbers each.
+pub(crate) fn check_biases(biases: &[&[bf16]], needed: usize) -> Result<()> {
+    demand(biases.len() <= 2, "biases", || format!("{} are more than two", biases.len()))?;
+    biases.iter().try_for_each(|bias| {
+        demand(bias.len() == needed, "biases", || {
+            format!("one has {} numbers, not the {needed} of the tokens", bias.len())
+        })
+    })
+}
+
 impl Group {
     /// Sends what has become of the rows of a dispatch back to where they came from, and adds there what comes from the
     /// ranks, in their order, to the sum of the `biases`, in `f32`. `rows[rows, hidden]` are weighted already;
@@ -74,13 +89,13 @@ impl Group {
         biases: &[&[bf16]],
     ) -> Result<Combined> {
         self.check_handle(handle)?;
-        self.check_rows(rows, handle.rows())?;
+        check_rows(rows, handle.rows(), self.shape.hidden)?;
         let length = weights.map_or(handle.rows() * self.shape.topk, <[f32]>::len);
         demand(length == handle.rows() * self.shape.topk, "weights", || {
             let (needed, rows) = (handle.rows() * self.shape.topk, handle.rows());
             format!("has {length} numbers, not the {needed} of {rows} rows")
         })?;
-        self.check_biases(handle, biases)?;
+        check_biases(biases, handle.tokens * self.shape.hidden)?;
         self.together(|| self.return_all(Back::Received(rows, Order::Ranks), weights, handle, biases))
     }
 
@@ -99,12 +114,12 @@ impl Group {
         reduction: Reduction,
     ) -> Result<Combined> {
         self.check_handle(&of.handle)?;
-        self.check_rows(rows, of.groups.len())?;
+        check_rows(rows, of.groups.len(), self.shape.hidden)?;
         let count = of.groups.len();
         demand(weights.is_none_or(|weights| weights.len() == count), "weights", || {
             format!("has {} numbers, not one for each of {count} rows", weights.map_or(0, <[f32]>::len))
         })?;
-        self.check_biases(&of.handle, biases)?;
+        check_biases(biases, of.handle.tokens * self.shape.hidden)?;
         if reduction == Reduction::Once {
             self.check_returns()?;
         }
@@ -119,20 +134,6 @@ impl Group {
         self.together(|| self.return_all(back, weights.as_deref(), &of.handle, biases))
     }
 
-    fn check_rows(&self, rows: &[bf16], count: usize) -> Result<()> {
-        demand(rows.len() == count * self.shape.hidden, "rows", || {
-            format!("has {} numbers, not the {} of {count} rows", rows.len(), count * self.shape.hidden)
-        })
-    }
-    fn check_biases(&self, handle: &Handle, biases: &[&[bf16]]) -> Result<()> {
-        demand(biases.len() <= 2, "biases", || format!("{} are more than two", biases.len()))?;
-        let needed = handle.tokens * self.shape.hidden;
-        biases.iter().try_for_each(|bias| {
-            demand(bias.len() == needed, "biases", || {
-                format!("one has {} numbers, not the {needed} of the tokens", bias.len())
-            })
-        })
-    }
     pub(crate) fn check_returns(&self) -> Result<()> {
         demand(self.returns == Returns::ByExpert, "group", || {
             "it was joined without room for a row from each expert: join it with `Returns::ByExpert`".into()

@@ -4,7 +4,7 @@ use crate::group::{Group, Turn};
 use crate::layout::Shape;
 use crate::numbers::{halves, numbers, viewed};
 use crate::places::{BLOCK, BUFFERS, COUNTS_MORE, Signal};
-use crate::tokens::Tokens;
+use crate::tokens::{Tokens, check_chosen, check_weights};
 use crate::ways::{Handle, Way, picked, to_nodes};
 use crate::{EpError, Result, demand};
 use half::bf16;
@@ -114,8 +114,8 @@ impl Group {
     /// If the numbers don't fit, two results are alive, or a rank doesn't do its part.
     pub fn dispatch(&self, tokens: Tokens<'_>, chosen: &[i64], weights: &[f32]) -> Result<Dispatched<'_>> {
         let count = tokens.check(&self.shape)?;
-        self.check_chosen(count, chosen)?;
-        self.check_weights(count, weights)?;
+        check_chosen(&self.shape, count, chosen)?;
+        check_weights(&self.shape, count, weights)?;
         self.together(|| self.send(tokens, self.ways(count, chosen), Some(weights)))
     }
 
@@ -131,20 +131,6 @@ impl Group {
             format!("there are {count}, not the {} of then", handle.tokens)
         })?;
         self.together(|| self.send(tokens, handle.clone(), None))
-    }
-
-    pub(crate) fn check_chosen(&self, count: usize, chosen: &[i64]) -> Result<()> {
-        let (needed, topk) = (count * self.shape.topk, self.shape.topk);
-        demand(chosen.len() == needed, "chosen", || {
-            format!("has {} numbers, not the {needed} of {count} tokens with {topk} experts", chosen.len())
-        })?;
-        self.layout(chosen).map(drop)
-    }
-    pub(crate) fn check_weights(&self, count: usize, weights: &[f32]) -> Result<()> {
-        let (needed, topk) = (count * self.shape.topk, self.shape.topk);
-        demand(weights.len() == needed, "weights", || {
-            format!("has {} numbers, not the {needed} of {count} tokens with {topk} experts", weights.len())
-        })
     }
 
     /// The beginning of a handle: where own tokens go.

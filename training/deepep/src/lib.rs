@@ -8,11 +8,14 @@
 //! memory. [`Group::low_latency_dispatch`] and [`Group::low_latency_combine`] come in two halves, with time to
 //! compute between them.
 //!
-//! Not here: GPUs, and results that are computed right into the memory of the rank that they go back to. A rank that
-//! dies is noticed by the others within a moment, one that hangs when their limit is over; both end the group.
+//! [`cuda`] has the ranks of one GPU; it has not been run on one yet.
+//!
+//! Not here: several GPUs, and results that are computed right into the memory of the rank that they go back to. A rank
+//! that dies is noticed by the others within a moment, one that hangs when their limit is over; both end the group.
 #![forbid(unsafe_code)]
 
 mod combine;
+pub mod cuda;
 mod dispatch;
 mod expand;
 mod group;
@@ -116,6 +119,9 @@ pub enum EpError {
         /// Which rule.
         why: String,
     },
+    /// The GPU, its driver or its compiler.
+    #[error(transparent)]
+    Cuda(#[from] ember_cuda::CudaError),
     /// An earlier call failed half-way.
     #[error("the group has ended with an earlier error: {0}")]
     Ended(String),
@@ -131,7 +137,11 @@ impl EpError {
             | Self::Missing { rank, .. }
             | Self::Damaged { rank, .. } => Some(rank),
             Self::GivenUp { culprit, .. } => Some(culprit),
-            Self::Argument { .. } | Self::File { .. } | Self::Listener(_) | Self::Ended(_) => None,
+            Self::Argument { .. }
+            | Self::File { .. }
+            | Self::Listener(_)
+            | Self::Cuda(_)
+            | Self::Ended(_) => None,
         }
     }
 
@@ -144,7 +154,11 @@ impl EpError {
             | Self::Disagree { rank, .. }
             | Self::Missing { rank, .. }
             | Self::Damaged { rank, .. } => *rank = first + *rank * stride,
-            Self::Argument { .. } | Self::File { .. } | Self::Listener(_) | Self::Ended(_) => {}
+            Self::Argument { .. }
+            | Self::File { .. }
+            | Self::Listener(_)
+            | Self::Cuda(_)
+            | Self::Ended(_) => {}
         }
         self
     }

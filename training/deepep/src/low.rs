@@ -8,7 +8,7 @@ use crate::layout::Shape;
 use crate::numbers::{halves, viewed};
 use crate::places::{BLOCK, BUFFERS, Signal};
 use crate::returned::Order;
-use crate::tokens::Tokens;
+use crate::tokens::{Tokens, check_chosen, check_weights};
 use crate::ways::Handle;
 use crate::{EpError, Result, demand};
 use ember_deepgemm::{E4m3, ScaleFormat, Scaled, View, per_token};
@@ -73,7 +73,7 @@ impl Group {
         let Shape { hidden, tokens, .. } = self.shape;
         self.check_returns()?;
         let count = Tokens::Bf16(x).check(&self.shape)?;
-        self.check_chosen(count, chosen)?;
+        check_chosen(&self.shape, count, chosen)?;
         let numbers = (self.shape.experts as u128) * (tokens as u128) * (hidden as u128);
         demand(numbers < 1 << 46, "tokens", || {
             format!("{tokens} tokens of each rank for each expert are more than memory can hold")
@@ -147,7 +147,7 @@ impl Group {
             let (experts, rows_each) = (of.counts.len(), self.rows_of_expert());
             format!("has {} numbers, not the {needed} of {experts} experts with {rows_each} rows", rows.len())
         })?;
-        self.check_weights(of.handle.tokens, weights)?;
+        check_weights(&self.shape, of.handle.tokens, weights)?;
         self.together(|| {
             let turn = self.combines.next(BUFFERS - 1)?;
             self.send_back(turn, Back::Choices(rows, &of.entries), None, &of.handle)?;

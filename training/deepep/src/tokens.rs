@@ -1,6 +1,6 @@
 //! What is sent.
 
-use crate::layout::Shape;
+use crate::layout::{Shape, layout};
 use crate::places::BLOCK;
 use crate::{Result, demand};
 use half::bf16;
@@ -62,4 +62,21 @@ impl<'a> Tokens<'a> {
         })?;
         Ok(tokens)
     }
+}
+
+/// An error unless `chosen` are the experts of so many tokens.
+pub(crate) fn check_chosen(shape: &Shape, count: usize, chosen: &[i64]) -> Result<()> {
+    let (needed, topk) = (count * shape.topk, shape.topk);
+    demand(chosen.len() == needed, "chosen", || {
+        format!("has {} numbers, not the {needed} of {count} tokens with {topk} experts", chosen.len())
+    })?;
+    layout(chosen, shape).map(drop)
+}
+
+/// An error unless `weights` are those of so many tokens.
+pub(crate) fn check_weights(shape: &Shape, count: usize, weights: &[f32]) -> Result<()> {
+    let (needed, topk) = (count * shape.topk, shape.topk);
+    demand(weights.len() == needed, "weights", || {
+        format!("has {} numbers, not the {needed} of {count} tokens with {topk} experts", weights.len())
+    })
 }
