@@ -1,5 +1,5 @@
 //! Decoding on Hopper GPUs (compute capability 9.0). Not run on a GPU yet: the kernels are compiled and checked without
-//! one (`cargo xtask kernels`).
+//! one (`cargo xtask kernels`), and `cargo xtask gpu` compares them with the CPU where there is one.
 //!
 //! Arguments, rules and errors are those of [`dense_decode`](crate::dense_decode()) and
 //! [`sparse_decode`](crate::sparse_decode()). A part of the schedule and 64 rows (queries and heads) are a block of
