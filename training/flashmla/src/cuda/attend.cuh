@@ -1,14 +1,15 @@
 // Attention of 64 rows (queries and heads) to keys, a page of 64 at a time: warpgroup 0 brings pages to shared memory,
 // the other two multiply. Of a page's logits each of them computes half, 64 rows by 32 keys, and of the output half the
-// columns, 64 by 256; weights go by shared memory, as BF16. Set before: SHARED_BYTES, and the functions `wgmma_logits` for tiles of 64 by
-// 32 and `wgmma_values` for 64 by 256, whose second factor's rows are K.
+// columns, 64 by 256; weights go by shared memory, as BF16. Set before: SHARED_BYTES, what hopper.cuh and
+// instructions.cuh have, and the functions `wgmma_logits` for tiles of 64 by 32 and `wgmma_values` for 64 by 256, whose
+// second factor's rows are K.
 constexpr u32 PAGE = 64, WIDTH = 576, VALUES = 512, ROWS = 64;
 constexpr u32 CHUNKS = WIDTH / 64, CHUNK_BYTES = 64 * 128, PAGE_BYTES = CHUNKS * CHUNK_BYTES;
 constexpr u32 STAGES = 2, CONSUMERS = 2 * WARPGROUP;
 constexpr float LOG2_E = 1.44269504088896340736f, LN_2 = 0.69314718055994530942f;
 
-// Shared memory from a multiple of 1024 on. Keys and queries are in chunks of 64
-// columns, each 64 rows of 128 bytes with the 128-byte swizzle.
+// Shared memory from a multiple of 1024 on. Keys and queries are in chunks of 64 columns, each 64 rows of 128 bytes with
+// the 128-byte swizzle.
 constexpr u32 QUERIES_AT = 0, PAGES_AT = PAGE_BYTES, WEIGHTS_AT = PAGES_AT + STAGES * PAGE_BYTES;
 constexpr u32 GREATEST_AT = WEIGHTS_AT + CHUNK_BYTES, SUMS_AT = GREATEST_AT + 2 * ROWS * 4;
 constexpr u32 THERE_AT = SUMS_AT + 2 * ROWS * 4, FULL_AT = THERE_AT + STAGES * 8, EMPTY_AT = FULL_AT + STAGES * 8;
@@ -54,19 +55,6 @@ __device__ __forceinline__ Range range_of(const Arguments &of, const Part &part,
     range.piece = of.pieces[request] + (first ? part.begin_piece : 0);
     range.split = (first && part.begin_is_split) || (last && part.end_is_split);
     return range;
-}
-
-__device__ __forceinline__ void store_shared_16(u32 to, uint4 x) {
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
-                 : "memory");
-}
-__device__ __forceinline__ u32 load_shared_word(u32 from) {
-    u32 x;
-    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(from) : "memory");
-    return x;
-}
-__device__ __forceinline__ void store_shared_one(u32 to, float x) {
-    asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(x) : "memory");
 }
 
 // A factor whose contiguous dimension is not K: rows of 128 bytes are 64 columns of one k, groups of 8 rows are 1024

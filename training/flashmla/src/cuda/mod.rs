@@ -10,6 +10,8 @@
 
 mod attention;
 #[cfg(test)]
+mod host;
+#[cfg(test)]
 mod model;
 
 pub use attention::Attention;
@@ -185,12 +187,13 @@ fn check_count(argument: &'static str, count: usize) -> Result<()> {
 }
 
 fn attend_program(name: &str, entry: &'static str, source: &str, load: &'static [&'static str]) -> Program {
+    let instructions = include_str!("instructions.cuh");
     let shared = format!("#define SHARED_BYTES {SHARED}u\n");
     let products = wgmma("wgmma_logits", false, 32) + &wgmma_rows("wgmma_values", 256);
     Program {
         name: format!("flashmla/{name}"),
         entry,
-        source: [HOPPER, &shared, &products, include_str!("attend.cuh"), source].concat(),
+        source: [HOPPER, instructions, &shared, &products, include_str!("attend.cuh"), source].concat(),
         threads: 384,
         cluster: 1,
         shared_bytes: SHARED,
