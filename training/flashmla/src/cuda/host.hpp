@@ -1,5 +1,5 @@
-// The kernels on a processor: a thread of the host for each of a block's, and in place of Hopper's instructions what they
-// are said to do. Shared memory begins with NaN, and at no multiple of 1024.
+// The kernels on a processor: a thread of the host for each of a block's, and in place of Hopper's instructions what
+// they are said to do. Shared memory begins with NaN, and at no multiple of 1024.
 #include <cmath>
 #include <condition_variable>
 #include <cstdio>
@@ -182,7 +182,8 @@ inline u32 two_bf16(float first, float second) { return to_bf16(first) | to_bf16
 inline void four_e4m3(float (&x)[4], u32 four) {
     for (u32 i = 0; i < 4; ++i) {
         const int byte = four >> i * 8 & 0xff, exponent = byte >> 3 & 15, mantissa = byte & 7;
-        const float size = exponent == 0 ? std::ldexp(float(mantissa), -9) : std::ldexp(float(8 + mantissa), exponent - 10);
+        const int whole = exponent == 0 ? mantissa : 8 + mantissa, power = exponent == 0 ? -9 : exponent - 10;
+        const float size = std::ldexp(float(whole), power);
         x[i] = byte & 0x80 ? -size : size;
     }
 }

@@ -1,5 +1,5 @@
-// Sparse decoding: one part's chosen tokens of the FP8 cache, 64 at a time, which warpgroup 0 brings to shared memory as
-// BF16. Blocks: tiles of 64 heads of each query, by parts. Behind attend.cuh.
+// Sparse decoding: one part's chosen tokens of the FP8 cache, 64 at a time, which warpgroup 0 brings to shared memory
+// as BF16. Blocks: tiles of 64 heads of each query, by parts. Behind attend.cuh.
 constexpr u32 TOKEN_BYTES = 656, SCALES_AT = 512, ROPE_AT = 528, OF_WARP = PAGE / 4;
 
 // Four E4M3 numbers times a scale, in BF16.
