@@ -111,11 +111,12 @@ pub(crate) fn programs() -> Vec<Program> {
     all.extend(others);
     all.extend([true, false].map(ember_cuda::ceiling));
     all.extend(ember_deepep::cuda::programs());
+    all.extend(ember_flashmla::cuda::programs());
     all
 }
 
 /// Numbers from -1 to 1, the same for the same seed.
-fn numbers(len: usize, seed: u64) -> Vec<f32> {
+pub(crate) fn numbers(len: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state ^= state << 13;
@@ -127,11 +128,11 @@ fn numbers(len: usize, seed: u64) -> Vec<f32> {
 }
 
 /// What was found: how far from the CPU, if compared, and how fast.
-struct Found {
-    difference: Option<f64>,
-    seconds: f64,
-    operations: f64,
-    bytes: f64,
+pub(crate) struct Found {
+    pub(crate) difference: Option<f64>,
+    pub(crate) seconds: f64,
+    pub(crate) operations: f64,
+    pub(crate) bytes: f64,
 }
 
 /// An error if a number is wrong; else 1 - 2<x, y> / (<x, x> + <y, y>).
@@ -359,7 +360,8 @@ pub(crate) fn run(args: &GpuArgs) -> Result<()> {
     };
     let copy = gpu.device().measure_copy()?;
     let [fp8_most, bf16_most] = [gpu.measure_products(true)?, gpu.measure_products(false)?];
-    let rows = rows(&gpu, fp8_most, bf16_most);
+    let mut rows = rows(&gpu, fp8_most, bf16_most);
+    rows.extend(crate::gpu_attention::rows(bf16_most)?);
     let mut table = String::from(
         "| kernel | differs from the CPU | time | TFLOP/s | of the ceiling | GB/s | of the copy |\n\
          |---|---|---|---|---|---|---|\n",
@@ -384,10 +386,7 @@ pub(crate) fn run(args: &GpuArgs) -> Result<()> {
             }
         }
     }
-    let commit = match &args.commit {
-        Some(commit) => commit.clone(),
-        None => git_commit()?,
-    };
+    let commit = args.commit.clone().map_or_else(git_commit, Ok)?;
     let info = gpu.info();
     let page = format!(
         "# Kernels on a GPU\n\nWritten by `cargo xtask gpu` at commit {commit}.\n\n\

@@ -9,6 +9,7 @@ mod crash;
 mod faults;
 mod fuzz;
 mod gpu;
+mod gpu_attention;
 mod kernels;
 mod lengths;
 mod model;

@@ -1,14 +1,15 @@
 // Attention of 64 rows (queries and heads) to keys, a page of 64 at a time: warpgroup 0 brings pages to shared memory,
 // the other two multiply. Of a page's logits each of them computes half, 64 rows by 32 keys, and of the output half the
-// columns, 64 by 256; weights go by shared memory, as BF16. Set before: SHARED_BYTES, and the functions `wgmma_logits` for tiles of 64 by
-// 32 and `wgmma_values` for 64 by 256, whose second factor's rows are K.
+// columns, 64 by 256; weights go by shared memory, as BF16. Set before: SHARED_BYTES, what hopper.cuh and
+// instructions.cuh have, and the functions `wgmma_logits` for tiles of 64 by 32 and `wgmma_values` for 64 by 256, whose
+// second factor's rows are K.
 constexpr u32 PAGE = 64, WIDTH = 576, VALUES = 512, ROWS = 64;
 constexpr u32 CHUNKS = WIDTH / 64, CHUNK_BYTES = 64 * 128, PAGE_BYTES = CHUNKS * CHUNK_BYTES;
 constexpr u32 STAGES = 2, CONSUMERS = 2 * WARPGROUP;
 constexpr float LOG2_E = 1.44269504088896340736f, LN_2 = 0.69314718055994530942f;
 
-// Shared memory from a multiple of 1024 on. Keys and queries are in chunks of 64
-// columns, each 64 rows of 128 bytes with the 128-byte swizzle.
+// Shared memory from a multiple of 1024 on. Keys and queries are in chunks of 64 columns, each 64 rows of 128 bytes
+// with the 128-byte swizzle.
 constexpr u32 QUERIES_AT = 0, PAGES_AT = PAGE_BYTES, WEIGHTS_AT = PAGES_AT + STAGES * PAGE_BYTES;
 constexpr u32 GREATEST_AT = WEIGHTS_AT + CHUNK_BYTES, SUMS_AT = GREATEST_AT + 2 * ROWS * 4;
 constexpr u32 THERE_AT = SUMS_AT + 2 * ROWS * 4, FULL_AT = THERE_AT + STAGES * 8, EMPTY_AT = FULL_AT + STAGES * 8;
@@ -56,19 +57,6 @@ __device__ __forceinline__ Range range_of(const Arguments &of, const Part &part,
     return range;
 }
 
-__device__ __forceinline__ void store_shared_16(u32 to, uint4 x) {
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
-                 : "memory");
-}
-__device__ __forceinline__ u32 load_shared_word(u32 from) {
-    u32 x;
-    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(from) : "memory");
-    return x;
-}
-__device__ __forceinline__ void store_shared_one(u32 to, float x) {
-    asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(x) : "memory");
-}
-
 // A factor whose contiguous dimension is not K: rows of 128 bytes are 64 columns of one k, groups of 8 rows are 1024
 // bytes apart, and the next 64 columns are in the next chunk.
 __device__ __forceinline__ u64 values_descriptor(u32 address) {
@@ -80,10 +68,10 @@ __device__ __forceinline__ u32 unit_at(u32 row, u32 unit) {
     return unit / 8 * CHUNK_BYTES + swizzled<128>(row * 128 + unit % 8 * 16);
 }
 
-// Query and head of a row, as their place in `[batch, queries, heads]`.
-__device__ __forceinline__ u64 place_of(const Arguments &of, const Tile &tile, u32 row) {
+// Query and head of a row, as their place in `[batch, queries, heads]`, of which there are fewer than 2^31.
+__device__ __forceinline__ u32 place_of(const Arguments &of, const Tile &tile, u32 row) {
     const u32 i = tile.first_row + row;
-    return u64(tile.first_query + i / tile.group) * of.heads + tile.first_head + i % tile.group;
+    return (tile.first_query + i / tile.group) * of.heads + tile.first_head + i % tile.group;
 }
 __device__ __forceinline__ bool is_row(const Tile &tile, u32 row) {
     return tile.first_row + row < tile.queries * tile.group;
@@ -101,7 +89,10 @@ __device__ __forceinline__ void load_queries(const Arguments &of, const Tile &ti
     for (u32 i = thread; i < ROWS * UNITS; i += CONSUMERS) {
         const u32 row = i / UNITS, unit = i % UNITS;
         uint4 x = make_uint4(0, 0, 0, 0);
-        if (is_row(tile, row)) x = __ldg(reinterpret_cast<const uint4 *>(of.q + place_of(of, tile, row) * WIDTH) + unit);
+        if (is_row(tile, row)) {
+            const u16 *from = of.q + u64(place_of(of, tile, row)) * WIDTH;
+            x = __ldg(reinterpret_cast<const uint4 *>(from) + unit);
+        }
         store_shared_16(shared + QUERIES_AT + unit_at(row, unit), x);
     }
     fence_async();
@@ -156,7 +147,8 @@ __device__ __forceinline__ void multiply_values(Sums &sums, const Place &in, u32
 
 // The greatest logit of each row over both halves of the page. All logits of the page are computed afterwards.
 __device__ __forceinline__ void greatest_of_rows(float (&found)[2], const float (&logits)[16], const Place &in) {
-    const u32 own = in.shared + GREATEST_AT + in.half * ROWS * 4, other = in.shared + GREATEST_AT + (in.half ^ 1) * ROWS * 4;
+    const u32 own = in.shared + GREATEST_AT + in.half * ROWS * 4;
+    const u32 other = in.shared + GREATEST_AT + (in.half ^ 1) * ROWS * 4;
 #pragma unroll
     for (u32 r = 0; r < 2; ++r) {
         float x = logits[r * 2];
@@ -223,8 +215,8 @@ __device__ __forceinline__ void write(const Arguments &of, const Tile &tile, con
     for (u32 r = 0; r < 2; ++r) {
         const u32 row = in.row + r * 8;
         if (!is_row(tile, row)) continue;
-        const u64 place = place_of(of, tile, row), in_request = place - u64(request) * of.queries * of.heads;
-        const u32 head = u32(place % of.heads), query = u32(in_request / of.heads);
+        const u32 place = place_of(of, tile, row), in_request = place - request * of.queries * of.heads;
+        const u32 head = in_request % of.heads, query = in_request / of.heads;
         const bool nothing = sums.sum[r] == 0;
         const float log2_sum = sums.greatest[r] + log2f(sums.sum[r]);
         float factor = nothing ? 0 : 1 / sums.sum[r];
@@ -242,14 +234,14 @@ __device__ __forceinline__ void write(const Arguments &of, const Tile &tile, con
         }
         const float lse = nothing ? __uint_as_float(0x7f800000) : log2_sum * LN_2;
         if (of.sink != nullptr && !nothing) factor *= 1 / (1 + expf(of.sink[head] - lse));
-        u16 *to = of.out + place * VALUES + first;
+        u16 *to = of.out + u64(place) * VALUES + first;
 #pragma unroll
         for (u32 i = 0; i < 32; ++i) {
             const float x = sums.out[i * 4 + r * 2] * factor, y = sums.out[i * 4 + r * 2 + 1] * factor;
             *reinterpret_cast<u32 *>(to + i * 8) = two_bf16(x, y);
         }
         // `[batch, heads, queries]`.
-        if (in.half == 0 && in.pair == 0) of.lse[(u64(request) * of.heads + head) * of.queries + query] = lse;
+        if (in.half == 0 && in.pair == 0) of.lse[(request * of.heads + head) * of.queries + query] = lse;
     }
 }
 

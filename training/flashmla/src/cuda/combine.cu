@@ -1,5 +1,5 @@
-// Pieces of requests put together: a block of 128 threads for each query and head of each request. `pieces` counts those
-// before each request; with one there is nothing to do.
+// Pieces of requests put together: a block of 128 threads for each query and head of each request. `pieces` counts
+// those before each request; with one there is nothing to do.
 constexpr u32 VALUES = 512;
 
 extern "C" __global__ void __launch_bounds__(VALUES / 4, 8)

@@ -12,7 +12,8 @@ __device__ __forceinline__ void load_pages(const Arguments &of, const Part &part
         const Range range = range_of(of, part, request);
         for (u32 page = range.from; page < range.to; ++page) {
             barrier_wait(shared + EMPTY_AT + stage * 8, phase ^ 1);
-            const u32 barrier = shared + FULL_AT + stage * 8, row = pages.table[u64(request) * pages.columns + page] * PAGE;
+            const u32 barrier = shared + FULL_AT + stage * 8;
+            const u32 row = pages.table[u64(request) * pages.columns + page] * PAGE;
             barrier_expect(barrier, PAGE_BYTES);
             for (u32 chunk = 0; chunk < CHUNKS; ++chunk) {
                 const u32 to = shared + PAGES_AT + stage * PAGE_BYTES + chunk * CHUNK_BYTES;

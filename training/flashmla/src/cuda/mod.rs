@@ -1,5 +1,5 @@
 //! Decoding on Hopper GPUs (compute capability 9.0). Not run on a GPU yet: the kernels are compiled and checked without
-//! one (`cargo xtask kernels`).
+//! one (`cargo xtask kernels`), and `cargo xtask gpu` compares them with the CPU where there is one.
 //!
 //! Arguments, rules and errors are those of [`dense_decode`](crate::dense_decode()) and
 //! [`sparse_decode`](crate::sparse_decode()). A part of the schedule and 64 rows (queries and heads) are a block of
@@ -9,6 +9,8 @@
 //! spoils all queries of the request, also those that don't see it (CPU: only those that do).
 
 mod attention;
+#[cfg(test)]
+mod host;
 #[cfg(test)]
 mod model;
 
@@ -185,12 +187,13 @@ fn check_count(argument: &'static str, count: usize) -> Result<()> {
 }
 
 fn attend_program(name: &str, entry: &'static str, source: &str, load: &'static [&'static str]) -> Program {
+    let instructions = include_str!("instructions.cuh");
     let shared = format!("#define SHARED_BYTES {SHARED}u\n");
     let products = wgmma("wgmma_logits", false, 32) + &wgmma_rows("wgmma_values", 256);
     Program {
         name: format!("flashmla/{name}"),
         entry,
-        source: [HOPPER, &shared, &products, include_str!("attend.cuh"), source].concat(),
+        source: [HOPPER, instructions, &shared, &products, include_str!("attend.cuh"), source].concat(),
         threads: 384,
         cluster: 1,
         shared_bytes: SHARED,

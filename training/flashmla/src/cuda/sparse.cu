@@ -1,20 +1,13 @@
-// Sparse decoding: one part's chosen tokens of the FP8 cache, 64 at a time, which warpgroup 0 brings to shared memory as
-// BF16. Blocks: tiles of 64 heads of each query, by parts. Behind attend.cuh.
+// Sparse decoding: one part's chosen tokens of the FP8 cache, 64 at a time, which warpgroup 0 brings to shared memory
+// as BF16. Blocks: tiles of 64 heads of each query, by parts. Behind attend.cuh.
 constexpr u32 TOKEN_BYTES = 656, SCALES_AT = 512, ROPE_AT = 528, OF_WARP = PAGE / 4;
 
-// Four E4M3 numbers times a scale, in BF16; they are exact in F16.
+// Four E4M3 numbers times a scale, in BF16.
 __device__ __forceinline__ uint2 widen(u32 four, float scale) {
-    u16 x[4];
-    asm("{\n.reg .b16 low, high;\n.reg .b32 first, second;\nmov.b32 {low, high}, %4;\n"
-        "cvt.rn.f16x2.e4m3x2 first, low;\ncvt.rn.f16x2.e4m3x2 second, high;\n"
-        "mov.b32 {%0, %1}, first;\nmov.b32 {%2, %3}, second;\n}"
-        : "=h"(x[0]), "=h"(x[1]), "=h"(x[2]), "=h"(x[3]) : "r"(four));
     float y[4];
+    four_e4m3(y, four);
 #pragma unroll
-    for (u32 i = 0; i < 4; ++i) {
-        asm("cvt.f32.f16 %0, %1;" : "=f"(y[i]) : "h"(x[i]));
-        y[i] *= scale;
-    }
+    for (u32 i = 0; i < 4; ++i) y[i] *= scale;
     return make_uint2(two_bf16(y[0], y[1]), two_bf16(y[2], y[3]));
 }
 
@@ -69,10 +62,7 @@ __device__ __forceinline__ void load_chosen(const Arguments &of, const Part &par
             const u32 there = __ballot_sync(~0u, token >= 0);
             barrier_wait(shared + EMPTY_AT + stage * 8, phase ^ 1);
             load_tokens(cache, token, shared + PAGES_AT + stage * PAGE_BYTES, warp, lane);
-            if (lane == 0) {
-                const u32 to = shared + THERE_AT + stage * 8 + warp * 2;
-                asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"(u16(there)) : "memory");
-            }
+            if (lane == 0) store_shared_half(shared + THERE_AT + stage * 8 + warp * 2, u16(there));
             fence_async();
             barrier_arrive(shared + FULL_AT + stage * 8);
             stage = stage + 1 == STAGES ? 0 : stage + 1;
