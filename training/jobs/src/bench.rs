@@ -7,6 +7,7 @@ use crate::model::Config;
 use crate::model::numbers::Random;
 use crate::optimizer::Owned;
 use crate::ranks::{Ranks, specs};
+use crate::run::say;
 use anyhow::{Result, anyhow};
 use ember_native::FileSystem;
 use std::path::PathBuf;
@@ -74,6 +75,5 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         checkpoint::publish(&clients[0], &args.to, step)
     });
     written?;
-    println!("{}", serde_json::to_string(&Outcome { bytes, seconds })?);
-    Ok(())
+    say(&serde_json::to_string(&Outcome { bytes, seconds })?)
 }

@@ -1,6 +1,7 @@
 //! Datasets: text in EmberFS, read at random places.
 
 use crate::model::numbers::Random;
+use crate::run::say;
 use anyhow::{Context, Result, ensure};
 use ember_native::{File, FileSystem, Replace};
 use serde::{Deserialize, Serialize};
@@ -94,14 +95,13 @@ pub(crate) fn prepare(args: &PrepareArgs) -> Result<()> {
     let published = fs.rename(&part, args.to.trim_end_matches('/'), Replace::Refuse);
     published.with_context(|| format!("{} becomes {}: choose another --to", part, args.to))?;
     fs.sync_directory(if parent.is_empty() { "/" } else { parent })?;
-    println!(
+    say(&format!(
         "{}: {} bytes to train with, {} held out, from {} files",
         args.to,
         description.train_bytes,
         description.held_out_bytes,
         description.files.len()
-    );
-    Ok(())
+    ))
 }
 
 /// Writes a whole file; it is durable then.

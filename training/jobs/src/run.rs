@@ -72,6 +72,11 @@ impl Process {
     }
 }
 
+/// A line of output; that nobody reads it any more is an error like others.
+pub(crate) fn say(text: &str) -> Result<()> {
+    writeln!(std::io::stdout(), "{text}").context("writing to the standard output")
+}
+
 /// What is shown.
 struct Show {
     bar: Option<ProgressBar>,
@@ -87,11 +92,12 @@ impl Show {
         let curve = Curve { train: Vec::new(), held_out: Vec::new(), bigram };
         Ok(Self { bar, curve, svg: args.curve.clone() })
     }
-    fn line(&self, text: &str) {
+    fn line(&self, text: &str) -> Result<()> {
         if let Some(bar) = &self.bar {
             // Without a terminal the bar shows nothing, lines do.
-            if bar.is_hidden() { println!("{text}") } else { bar.println(text) }
+            if bar.is_hidden() { say(text)? } else { bar.println(text) }
         }
+        Ok(())
     }
     fn report(&mut self, report: &Report) -> Result<()> {
         match report {
@@ -104,20 +110,20 @@ impl Show {
             }
             Report::Placed { step, moves, imbalance: (before, after) } => self.line(&format!(
                 "step {step}: {moves} replicas of experts moved, greatest load over mean {before:.2} -> {after:.2}"
-            )),
+            ))?,
             Report::HeldOut { step, loss } => {
                 self.curve.held_out.push((*step, *loss));
                 let bigram = self.curve.bigram;
-                self.line(&format!("step {step}: loss on held-out text {loss:.4}, bigram model {bigram:.4}"));
+                self.line(&format!("step {step}: loss on held-out text {loss:.4}, bigram model {bigram:.4}"))?;
             }
-            Report::Checkpoint { step } => self.line(&format!("step {step}: checkpoint")),
+            Report::Checkpoint { step } => self.line(&format!("step {step}: checkpoint"))?,
         }
         if self.bar.is_none() {
             let mut line = serde_json::to_value(report)?;
             if let Report::HeldOut { .. } = report {
                 line["held_out"]["bigram"] = self.curve.bigram.into();
             }
-            println!("{line}");
+            say(&line.to_string())?;
         }
         Ok(())
     }
@@ -143,10 +149,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for turn in 0.. {
         checkpoint::tidy(&fs, &settings.checkpoints, settings.keep, true)?;
         let from = checkpoint::steps(&fs, &settings.checkpoints)?.last().copied();
-        show.line(&from.map_or("beginning".into(), |step| format!("going on from step {step}")));
+        show.line(&from.map_or("beginning".into(), |step| format!("going on from step {step}")))?;
         match attempt(settings, from, &mut show) {
             Ok(()) => break,
-            Err(error) if turn < args.restarts => show.line(&format!("{error:#}; starting again")),
+            Err(error) if turn < args.restarts => show.line(&format!("{error:#}; starting again"))?,
             Err(error) => {
                 return Err(error.context("the same command goes on from the last checkpoint"));
             }
@@ -158,7 +164,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     show.save()?;
     let last = show.curve.held_out.last();
     if let (Some((step, loss)), false) = (last, args.json) {
-        println!("held-out text after step {step}: {loss:.4} nats a byte, bigram model {bigram:.4}");
+        say(&format!("held-out text after step {step}: {loss:.4} nats a byte, bigram model {bigram:.4}"))?;
     }
     Ok(())
 }
