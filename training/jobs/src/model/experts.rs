@@ -4,7 +4,7 @@
 
 use crate::model::Config;
 use crate::model::matrix::{Math, Matrix, Precision, Segments};
-use crate::model::numbers::{add, add_product, add_scaled, dot, sigmoid, transposed};
+use crate::model::numbers::{add, add_product, add_scaled, dot, rounded, sigmoid, transposed};
 use anyhow::{Context, Result};
 use ember_deepep::{Dispatched, Group, Handle, Tokens};
 use ember_deepgemm::{E4m3, Quantised, ScaleFormat, View, per_token};
@@ -128,10 +128,6 @@ pub(crate) fn chosen(scores: &[f32], bias: &[f32], topk: usize) -> Vec<usize> {
     order.sort_by(|a, b| rank(b).total_cmp(&rank(a)));
     order.truncate(topk);
     order
-}
-
-fn rounded(x: &[f32]) -> Vec<bf16> {
-    x.iter().map(|x| bf16::from_f32(*x)).collect()
 }
 
 impl Experts {

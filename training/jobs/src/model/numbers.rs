@@ -1,5 +1,7 @@
 //! Loops over `f32` rows, in an order that never changes.
 
+use half::bf16;
+
 /// `c[m, n] += a[m, k] b[k, n]`.
 pub(crate) fn add_product(c: &mut [f32], a: &[f32], b: &[f32], [m, k, n]: [usize; 3]) {
     assert!(c.len() == m * n && a.len() == m * k && b.len() == k * n, "shapes of a product");
@@ -23,6 +25,11 @@ pub(crate) fn add_scaled(to: &mut [f32], factor: f32, from: &[f32]) {
 /// `to += from`.
 pub(crate) fn add(to: &mut [f32], from: &[f32]) {
     to.iter_mut().zip(from).for_each(|(to, x)| *to += x);
+}
+
+/// The nearest BF16 numbers.
+pub(crate) fn rounded(x: &[f32]) -> Vec<bf16> {
+    x.iter().map(|x| bf16::from_f32(*x)).collect()
 }
 
 /// Sum of products, in eight sums that are added in the end.

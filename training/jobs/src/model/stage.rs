@@ -5,13 +5,12 @@ use crate::model::attention::{self, Attention};
 use crate::model::experts::{self, Experts};
 use crate::model::matrix::{Math, Matrix};
 use crate::model::norm::Norm;
-use crate::model::numbers::{add, transposed};
+use crate::model::numbers::{add, rounded, transposed};
 use crate::model::{Config, VOCABULARY};
 use anyhow::{Context, Result, ensure};
 use ember_deepep::Group;
 use ember_deepgemm::{View, ViewMut};
 use ember_dualpipe::{Message, Stage};
-use half::bf16;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
@@ -105,10 +104,6 @@ pub(crate) struct Deferred {
 
 /// A parameter: its name, which all its copies share, its value, and the sum of its gradients.
 pub(crate) type Parameter<'a> = (String, &'a mut Vec<f32>, &'a mut Vec<f32>);
-
-fn rounded(x: &[f32]) -> Vec<bf16> {
-    x.iter().map(|x| bf16::from_f32(*x)).collect()
-}
 
 /// `a[m, k] b[n, k]ᵀ` with factors rounded to BF16.
 fn product(math: &Math, a: &[f32], b: &[f32], [m, k, n]: [usize; 3]) -> Result<Vec<f32>> {
